@@ -1,0 +1,1 @@
+"""The three kinds as pydantic models, and the CRDs generated from them."""

@@ -1,0 +1,1 @@
+"""The operator: kopf for events, an own gather, plan, apply loop."""

@@ -1,0 +1,1 @@
+"""From the kinds and the cluster's objects to core's plain values."""

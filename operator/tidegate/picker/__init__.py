@@ -1,0 +1,1 @@
+"""The endpoint picker behind Envoy: the class of every request, enforced."""

@@ -1,0 +1,1 @@
+"""Pure builders of the child objects: one module a kind of child."""
