@@ -1,0 +1,6 @@
+"""`tidegate controller`."""
+
+
+def controller() -> None:
+    """Not built yet."""
+    raise NotImplementedError

@@ -1,0 +1,6 @@
+"""`tidegate demo`."""
+
+
+def demo() -> None:
+    """Not built yet."""
+    raise NotImplementedError

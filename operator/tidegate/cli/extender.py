@@ -1,0 +1,6 @@
+"""`tidegate extender`."""
+
+
+def extender() -> None:
+    """Not built yet."""
+    raise NotImplementedError

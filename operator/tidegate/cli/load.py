@@ -1,0 +1,6 @@
+"""`tidegate load`."""
+
+
+def load() -> None:
+    """Not built yet."""
+    raise NotImplementedError

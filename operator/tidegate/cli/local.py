@@ -1,0 +1,5 @@
+"""`tidegate local`."""
+
+import typer
+
+app = typer.Typer(no_args_is_help=True)

@@ -1,0 +1,6 @@
+"""`tidegate picker`."""
+
+
+def picker() -> None:
+    """Not built yet."""
+    raise NotImplementedError
