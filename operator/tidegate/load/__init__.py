@@ -1,1 +1,1 @@
-"""The load generator: replays a trace against a gateway and counts what the client saw."""
+"""The load generator: replays traffic against a gateway and counts what the client saw."""
