@@ -1,0 +1,1 @@
+"""The controller's plan: how many replicas each lane gets, and which lane serves whom."""

@@ -1,0 +1,45 @@
+"""Every CamelCase reason, once: for conditions, events, decisions and metrics labels.
+
+A reason is stable, and what machines match on. Its message carries the figures.
+"""
+
+from typing import Final
+
+# Scaling: why a lane has the replicas it has.
+MEETS_DEMAND: Final = "MeetsDemand"
+AT_MINIMUM: Final = "AtMinimum"
+AT_MAXIMUM: Final = "AtMaximum"
+PINNED: Final = "Pinned"
+SHARES_LANES: Final = "SharesLanes"
+"""Replicas of lower classes of the same model carry the rest of the demand at once."""
+SCALE_DOWN_DELAYED: Final = "ScaleDownDelayed"
+DEMAND_RAISED: Final = "DemandRaised"
+DEMAND_FELL: Final = "DemandFell"
+BORROWS_IDLE: Final = "BorrowsIdleGPUs"
+
+# Reclaiming lent GPUs.
+RECLAIMS: Final = "ReclaimsLentGPUs"
+BEING_RECLAIMED: Final = "BeingReclaimed"
+RECLAIMED: Final = "Reclaimed"
+
+# Held as it is: nothing is taken away.
+PAUSED: Final = "Paused"
+EXTERNAL: Final = "External"
+OBSERVED: Final = "Observed"
+DEMAND_STALE: Final = "DemandStale"
+BUDGET_UNKNOWN: Final = "BudgetUnknown"
+POOL_NOT_FOUND: Final = "PoolNotFound"
+CLASS_NOT_FOUND: Final = "ClassNotFound"
+
+# Wanted, and there is no place for it.
+NO_FREE_BLOCK: Final = "NoFreeBlock"
+RESERVED_FOR_OTHERS: Final = "ReservedForOthers"
+BORROW_LIMIT: Final = "BorrowLimit"
+MODEL_MAXIMUM: Final = "ModelMaximum"
+
+# Weights.
+WEIGHTS_CHANGED: Final = "WeightsChanged"
+
+# Facts about pools.
+RESERVATIONS_EXCEED_POOL: Final = "ReservationsExceedPool"
+RESERVATIONS_FIT: Final = "ReservationsFit"
