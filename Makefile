@@ -1,4 +1,4 @@
-# Tidegate. `make help` lists the targets; every one does its own set-up.
+# Tidegate. `make help` lists the targets; each does its own set-up.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -6,24 +6,90 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/pytest
+ARGS ?=
 
 .PHONY: help
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(STAMP) ## Make .venv and install everything that is pinned in requirements/lock.txt
+setup: $(STAMP) ## Make .venv and install what requirements/lock.txt pins
 
-$(STAMP): requirements/lock.txt pyproject.toml
+$(STAMP): requirements/lock.txt requirements/uv.txt pyproject.toml
 	@echo "==> installing into $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tidegate needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q --require-hashes -r requirements/uv.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements/lock.txt
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
+.PHONY: binaries
+binaries: setup ## Find, or build once, the control plane (etcd, kube-apiserver, …)
+	@$(BIN)/tidegate local binaries
+
+.PHONY: demo
+demo: setup ## The main job, end to end, on this machine (ARGS="--keep" leaves it running)
+	@$(BIN)/tidegate demo $(ARGS)
+
+.PHONY: test
+test: lint verify test-unit test-property test-integration test-e2e ## Everything, the fast ones first
+
+.PHONY: test-unit
+test-unit: setup ## Tables, no I/O
+	@$(PYTEST) -q tests/unit $(ARGS)
+
+.PHONY: test-property
+test-property: setup ## Invariants, by hypothesis
+	@$(PYTEST) -q tests/property $(ARGS)
+
+.PHONY: test-integration
+test-integration: binaries ## Each part against a real API server, scheduler, Envoy
+	@$(PYTEST) -q tests/integration $(ARGS)
+
+.PHONY: test-e2e
+test-e2e: binaries ## All parts together, through Envoy, with faults
+	@$(PYTEST) -q tests/e2e $(ARGS)
+
+.PHONY: lint
+lint: setup ## ruff, mypy --strict, import layers
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check -q
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --verbose | tail -n 3
+
+.PHONY: verify
+verify: setup ## Generated files are what their source says
+	@$(BIN)/tidegate manifests write --check
+
+.PHONY: generate
+generate: setup ## Write the generated files again
+	@$(BIN)/tidegate manifests write
+
+.PHONY: bench
+bench: binaries ## Every benchmark, then one table
+	@$(BIN)/python tests/perf/run.py $(ARGS)
+
+.PHONY: bench-smoke
+bench-smoke: binaries ## Every benchmark, short: that it runs, not how fast
+	@$(BIN)/python tests/perf/run.py --quick $(ARGS)
+
 .PHONY: lock
-lock: ## Resolve the dependencies again and write requirements/lock.txt
-	@$(BIN)/uv pip compile -q pyproject.toml --all-extras --group dev --universal --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 $(LOCK_FLAGS) \
-	  requirements/build.in -o requirements/lock.txt
+lock: setup ## Resolve the dependencies again and write requirements/*.txt
+	@$(BIN)/uv pip compile -q requirements/uv.in --universal --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-header --upgrade -o requirements/uv.txt
+	@$(BIN)/uv pip compile -q pyproject.toml requirements/build.in --all-extras --group dev --universal \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 \
+	  --upgrade -o requirements/lock.txt
+
+.PHONY: clean
+clean: ## Stop local clusters of this folder and remove what was made (built binaries stay cached)
+	@if [ -x $(BIN)/tidegate ]; then for d in .tidegate .tidegate/*/; do \
+	  test -e "$$d/state.json" && $(BIN)/tidegate local down --dir "$$d"; done; true; fi
+	@rm -rf .tidegate out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find operator tests -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean ## The same, and .venv
+	@rm -rf $(VENV)
