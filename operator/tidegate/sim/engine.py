@@ -1,0 +1,246 @@
+"""vLLM V1's scheduler as a pure model: no clock, no I/O, no randomness.
+
+It follows vLLM 0.32's `Scheduler.schedule`: running requests first, in admission order; then the
+waiting ones, until a head does not fit. The same object is driven in virtual time by the
+simulator and in real time by the emulated engines. Not modelled: prefix caching, speculative
+decoding, LoRA, and the one step that vLLM wastes when a request ends before its known length.
+"""
+
+import heapq
+from operator import attrgetter
+
+from tidegate.sim.types import Counters, EngineConfig, Policy, Request, StepPlan, TokenEvent, Tracked, Work
+
+_KEY = attrgetter("key")
+
+
+class Engine:
+    """One engine's requests, KV blocks and schedule."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.counters = Counters()
+        self.running: list[Tracked] = []
+        self.free_blocks = config.usable_blocks
+        self._requests: dict[str, Tracked] = {}
+        # Requests that left the queue otherwise than by admission stay in the heap, marked done.
+        self._waiting: list[tuple[tuple[int, float, int], Tracked]] = []
+        self._queued = 0
+        self._seq = 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue, preempted ones included."""
+        return self._queued
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that are running or waiting."""
+        return len(self._requests)
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV blocks in use, 0 to 1."""
+        return 1.0 - self.free_blocks / self.config.usable_blocks
+
+    def add(self, request: Request, now: float) -> None:
+        """Queue a request that arrives at `now`, seconds.
+
+        Raises:
+            ValueError: its id is taken, it asks for nothing, or it could never fit the KV cache.
+        """
+        if request.id in self._requests:
+            raise ValueError(f"request {request.id} is already known")
+        if request.prompt_tokens < 1 or request.output_tokens < 1:
+            raise ValueError(f"request {request.id} needs at least one prompt and one output token")
+        # The last output token is never computed on, so its KV is never stored.
+        total = request.prompt_tokens + request.output_tokens - 1
+        if total > self.config.kv_tokens:
+            held = self.config.kv_tokens
+            raise ValueError(
+                f"request {request.id} needs {total} tokens of KV cache, the engine holds {held}"
+            )
+        rank = request.priority if self.config.policy is Policy.PRIORITY else 0
+        tracked = Tracked(request, (rank, now, self._seq))
+        self._seq += 1
+        self._requests[request.id] = tracked
+        self._enqueue(tracked)
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request and free what it holds at once; False when it is not known (any more)."""
+        tracked = self._requests.pop(request_id, None)
+        if tracked is None:
+            return False
+        self._leave(tracked)
+        self.counters.aborted += 1
+        return True
+
+    def schedule(self) -> StepPlan:
+        """Plan the next step and count it as launched.
+
+        The plan is empty when there is nothing to do until a launched step completes, or when the
+        only thing done was to preempt (`plan.preempted`): then plan again.
+        """
+        plan = StepPlan()
+        budget = self._schedule_running(plan)
+        if not plan.preempted and budget > 0 and self._queued:
+            self._admit(plan, budget)
+        if plan.work:
+            self.counters.steps += 1
+            self.counters.prefill_tokens += plan.prefill_tokens
+            self.counters.decode_tokens += plan.decodes
+        return plan
+
+    def complete(self, plan: StepPlan) -> list[TokenEvent]:
+        """Take a launched step's results, oldest step first: its output tokens, in schedule order."""
+        events = []
+        for tracked, _, samples in plan.work:
+            if not samples or tracked.done:
+                continue
+            index = tracked.generated
+            tracked.generated = index + 1
+            tracked.in_flight -= 1
+            finished = index + 1 == tracked.output
+            events.append(TokenEvent(tracked.id, index, finished))
+            if finished:
+                del self._requests[tracked.id]
+                self._leave(tracked)
+                self.counters.finished += 1
+        return events
+
+    def _schedule_running(self, plan: StepPlan) -> int:
+        """Give running requests their tokens, in admission order; return the budget left."""
+        budget = self.config.max_num_batched_tokens
+        block_size = self.config.block_size
+        index = 0
+        while index < len(self.running) and budget > 0:
+            tracked = self.running[index]
+            known = tracked.generated + tracked.in_flight
+            # Its last token is already on its way (async scheduling): nothing to compute.
+            if known >= tracked.output:
+                index += 1
+                continue
+            tokens = tracked.prompt + known - tracked.computed
+            tokens = min(tokens, budget)
+            needed = -(-(tracked.computed + tokens) // block_size) - tracked.blocks
+            while needed > self.free_blocks:
+                victim, position = self._preempt()
+                budget += self._withdraw(plan, victim)
+                self._requeue(plan, victim)
+                index -= position < index
+                if victim is tracked:
+                    # vLLM ends the round here; those behind it wait for the next step.
+                    return budget
+            self.free_blocks -= needed
+            tracked.blocks += needed
+            self._launch(plan, tracked, tokens)
+            budget -= tokens
+            index += 1
+        return budget
+
+    def _preempt(self) -> tuple[Tracked, int]:
+        """Take the victim, possibly the one that asks, out of running; return it and where it stood."""
+        if self.config.policy is Policy.PRIORITY:
+            victim = max(self.running, key=_KEY)
+            position = self.running.index(victim)
+        else:
+            position = len(self.running) - 1
+        return self.running.pop(position), position
+
+    def _requeue(self, plan: StepPlan, victim: Tracked) -> None:
+        """Free a victim's KV blocks: it starts again from nothing and queues by its original arrival."""
+        self.free_blocks += victim.blocks
+        self.counters.preemptions += 1
+        self.counters.recomputed_tokens += victim.computed
+        victim.blocks = 0
+        victim.computed = 0
+        plan.preempted.append(victim.id)
+        self._enqueue(victim)
+
+    @staticmethod
+    def _withdraw(plan: StepPlan, victim: Tracked) -> int:
+        """Undo what this step had planned for a victim; return the tokens."""
+        for position, (tracked, tokens, samples) in enumerate(plan.work):
+            if tracked is not victim:
+                continue
+            del plan.work[position]
+            victim.computed -= tokens
+            victim.in_flight -= samples
+            if _is_decode(victim, tokens):
+                plan.decodes -= 1
+                plan.decode_context -= victim.computed
+            else:
+                plan.prefill_tokens -= tokens
+                plan.prefill_context -= victim.computed
+            return tokens
+        return 0
+
+    def _admit(self, plan: StepPlan, budget: int) -> None:
+        """Admit waiting requests in order, until the first that does not fit."""
+        config = self.config
+        while budget > 0 and len(self.running) < config.max_num_seqs:
+            tracked = self._head()
+            # A preempted head whose last token is still on its way ends when that step completes.
+            if tracked is None or tracked.generated + tracked.in_flight >= tracked.output:
+                return
+            # A preempted request recomputes the tokens it had generated as well.
+            total = tracked.prompt + tracked.generated + tracked.in_flight
+            tokens = min(total, budget)
+            must_fit = total if config.scheduler_reserve_full_isl else tokens
+            if -(-must_fit // config.block_size) > self.free_blocks:
+                return
+            heapq.heappop(self._waiting)
+            tracked.queued = False
+            self._queued -= 1
+            tracked.blocks = -(-tokens // config.block_size)
+            self.free_blocks -= tracked.blocks
+            self.running.append(tracked)
+            plan.admitted.append(tracked.id)
+            self._launch(plan, tracked, tokens)
+            budget -= tokens
+
+    @staticmethod
+    def _launch(plan: StepPlan, tracked: Tracked, tokens: int) -> None:
+        """Enter a request's tokens in the plan, as computed from now on."""
+        context = tracked.computed
+        if _is_decode(tracked, tokens):
+            plan.decodes += 1
+            plan.decode_context += context
+        else:
+            plan.prefill_tokens += tokens
+            plan.prefill_context += context
+        tracked.computed = context + tokens
+        samples = tracked.computed == tracked.prompt + tracked.generated + tracked.in_flight
+        if samples:
+            tracked.in_flight += 1
+        plan.work.append(Work(tracked, tokens, samples))
+
+    def _head(self) -> Tracked | None:
+        """The first waiting request; None when there is none."""
+        while self._waiting:
+            tracked = self._waiting[0][1]
+            if not tracked.done:
+                return tracked
+            heapq.heappop(self._waiting)
+        return None
+
+    def _enqueue(self, tracked: Tracked) -> None:
+        tracked.queued = True
+        self._queued += 1
+        heapq.heappush(self._waiting, (tracked.key, tracked))
+
+    def _leave(self, tracked: Tracked) -> None:
+        """Free a request's slot and KV blocks, whether it runs or waits."""
+        tracked.done = True
+        self.free_blocks += tracked.blocks
+        tracked.blocks = 0
+        if tracked.queued:
+            tracked.queued = False
+            self._queued -= 1
+        else:
+            self.running.remove(tracked)
+
+
+def _is_decode(tracked: Tracked, tokens: int) -> bool:
+    """One token on top of a whole prompt; asked before the token counts as computed."""
+    return tokens == 1 and tracked.computed >= tracked.prompt

@@ -1,0 +1,76 @@
+"""Steps of an engine laid out in time; the caller's clock may be virtual or real.
+
+With async scheduling (vLLM's default) the next step is planned and launched while one runs, so an
+arrival waits for the rest of the running step and for the one behind it.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tidegate.sim.engine import Engine
+from tidegate.sim.types import StepPlan, TokenEvent
+
+StepTime = Callable[[int, int, int, int], float]
+"""Seconds of a step with (prefill, decodes, decode context, prefill context) tokens."""
+
+
+class Launched(NamedTuple):
+    """A step that has been launched; times in seconds on the caller's clock."""
+
+    plan: StepPlan
+    start: float
+    end: float
+
+
+class Pipeline:
+    """Launches an engine's steps one behind the other, as deep as its config says.
+
+    `speed` divides step times: 2.0 is an engine twice as fast.
+    """
+
+    def __init__(self, engine: Engine, step_time: StepTime, speed: float = 1.0) -> None:
+        if speed <= 0:
+            raise ValueError(f"speed must be positive, got {speed}")
+        self.engine = engine
+        self._step_time = step_time
+        self._speed = speed
+        self._depth = 2 if engine.config.async_scheduling else 1
+        self._launched: deque[Launched] = deque()
+
+    @property
+    def next_end(self) -> float | None:
+        """When the running step ends; None when the engine is idle."""
+        return self._launched[0].end if self._launched else None
+
+    def launch(self, now: float) -> list[Launched]:
+        """Launch what can be launched at `now`; return the new steps.
+
+        A step starts when the one before it ends. A caller on a real clock, which is always a
+        little late, passes the end of the step that it completed, so that lateness never adds up.
+        """
+        new = []
+        while len(self._launched) < self._depth:
+            plan = self.engine.schedule()
+            if not plan.work:
+                if plan.preempted:
+                    # The requester was its own victim; those behind it can go on at once.
+                    continue
+                break
+            start = max(now, self._launched[-1].end) if self._launched else now
+            seconds = self._step_time(
+                plan.prefill_tokens, plan.decodes, plan.decode_context, plan.prefill_context
+            )
+            step = Launched(plan, start, start + seconds / self._speed)
+            self._launched.append(step)
+            new.append(step)
+        return new
+
+    def complete(self) -> tuple[Launched, list[TokenEvent]]:
+        """End the running step; return it and its tokens.
+
+        Raises:
+            IndexError: nothing is running.
+        """
+        step = self._launched.popleft()
+        return step, self.engine.complete(step.plan)

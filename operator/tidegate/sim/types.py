@@ -1,0 +1,143 @@
+"""Plain values of the engine model: what it is told and what it answers."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Policy(StrEnum):
+    """In which order waiting requests are admitted, and which running one is preempted."""
+
+    FCFS = "fcfs"
+    PRIORITY = "priority"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """vLLM's scheduler settings, under vLLM's names.
+
+    Defaults are vLLM 0.32's on an A100: 2,048 tokens a step, 256 requests, blocks of 16 tokens.
+    `num_blocks` is what vLLM logs as GPU blocks; one of them is its null block and holds no tokens.
+    """
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    num_blocks: int = 25_001
+    policy: Policy = Policy.FCFS
+    scheduler_reserve_full_isl: bool = True
+    async_scheduling: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse sizes with which nothing could ever run."""
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_blocks < 2:
+            raise ValueError(f"num_blocks must be at least 2 (one is the null block), got {self.num_blocks}")
+
+    @property
+    def usable_blocks(self) -> int:
+        """KV blocks that hold tokens."""
+        return self.num_blocks - 1
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.usable_blocks * self.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as an engine sees it. `output_tokens` is where it will stop; lower `priority` is earlier."""
+
+    id: str
+    prompt_tokens: int
+    output_tokens: int
+    priority: int = 0
+
+
+class Tracked:
+    """A request inside the engine, and how far it is.
+
+    `computed` counts tokens whose KV is held or being computed by a launched step; `in_flight`
+    counts output tokens that launched steps will deliver (vLLM's output placeholders).
+    """
+
+    __slots__ = (
+        "blocks",
+        "computed",
+        "done",
+        "generated",
+        "id",
+        "in_flight",
+        "key",
+        "output",
+        "prompt",
+        "queued",
+    )
+
+    def __init__(self, request: Request, key: tuple[int, float, int]) -> None:
+        self.id = request.id
+        self.prompt = request.prompt_tokens
+        self.output = request.output_tokens
+        # (rank, arrival, sequence): orders the queue and picks victims; the last makes it total.
+        self.key = key
+        self.computed = 0
+        self.generated = 0
+        self.in_flight = 0
+        self.blocks = 0
+        self.done = False
+        self.queued = False
+
+
+class Work(NamedTuple):
+    """What one request gets in a step. `samples` when the step delivers an output token."""
+
+    request: Tracked
+    tokens: int
+    samples: bool
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step: who gets how many tokens, and the sums from which its time is reckoned."""
+
+    work: list[Work] = field(default_factory=list)
+    prefill_tokens: int = 0
+    decodes: int = 0
+    decode_context: int = 0
+    prefill_context: int = 0
+    admitted: list[str] = field(default_factory=list)
+    preempted: list[str] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the step computes."""
+        return self.prefill_tokens + self.decodes
+
+    @property
+    def tokens_by_request(self) -> dict[str, int]:
+        """Tokens of each scheduled request, in scheduling order."""
+        return {w.request.id: w.tokens for w in self.work}
+
+
+class TokenEvent(NamedTuple):
+    """An output token. `nth` counts from 0; `finished` marks a request's last."""
+
+    id: str
+    nth: int
+    finished: bool
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the engine has done so far. `recomputed_tokens` is KV that preemption threw away."""
+
+    steps: int = 0
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    finished: int = 0
+    aborted: int = 0
