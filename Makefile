@@ -1,5 +1,6 @@
 # Tidegate. `make help` lists the targets; each does its own set-up.
 SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
