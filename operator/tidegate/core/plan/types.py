@@ -23,13 +23,14 @@ class Lane:
     """One workload of a model: the replicas that one class pays for.
 
     `gpus` is what a replica needs on one node. `replicas` is what its Deployment asks for now (0
-    when there is none yet). `pinned` is what a person fixed it to (`scaling.replicas`).
+    when there is none yet). `max_replicas` None means as many as the pool holds. `pinned` is what a
+    person fixed it to (`scaling.replicas`). `objectives` are those of this model, None the class's.
     """
 
     key: LaneKey
     gpus: int
     min_replicas: int = 0
-    max_replicas: int = 1
+    max_replicas: int | None = None
     pinned: int | None = None
     replicas: int = 0
     ready: int = 0
