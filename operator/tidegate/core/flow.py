@@ -1,0 +1,438 @@
+"""One central, bounded queue per (model, class), and late binding to endpoints.
+
+A state machine without I/O or clock: tell it what happened and when, ask it what to do. Between
+classes of a model strict priority, inside a class arrival order, between models the oldest whose
+model has room. A request holds its room from dispatch until `finish`, whatever ends it.
+"""
+
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from tidegate.core import pick
+from tidegate.core.load import EngineReport, Load, Mean, Rate
+from tidegate.core.pick import Candidate, Need, NoRoom, Place, Traffic
+from tidegate.core.types import QoSClass
+
+ModelKey = tuple[str, str]
+"""Namespace and name of a ModelDeployment."""
+
+_FIFO_QUEUE: Final = ""
+_PRIOR_SERVICE_S: Final = 10.0
+"""How long a request holds its slot before any was seen to end: 256 tokens at 40 ms each."""
+_RECENT_S: Final = 15.0
+"""A class without arrivals for this long lends its headroom."""
+_RETRY_AFTER_MAX_S: Final = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A replica that can serve: where, for whom, and how much at once. `lane` is its class."""
+
+    address: str
+    model: ModelKey
+    lane: str
+    slots: int
+    ready: bool = True
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as the queue sees it. `startable`: a replica is coming, or can be asked for."""
+
+    key: ModelKey
+    classes: tuple[str, ...]
+    startable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the queue obeys.
+
+    `qos` False is the arm to compare with: one queue per model in arrival order, no headroom, and
+    bounds so wide that neither arm refuses.
+    """
+
+    qos: bool = True
+    max_bytes: int = 256 << 20
+    fifo_max_requests: int = 100_000
+    fifo_max_wait_s: float = 3600.0
+    report_grace_s: float = 2.0
+    report_stale_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A classified request. `size` is what the picker holds of it, in bytes."""
+
+    id: int
+    model: ModelKey
+    qos_class: str
+    prompt_tokens: int
+    output_tokens: int
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """A request that has its endpoint now, after `waited_s` in the queue."""
+
+    ask: Ask
+    address: str
+    lane: str
+    waited_s: float
+
+
+class Reason(StrEnum):
+    """Why a request is refused."""
+
+    QUEUE_FULL = "QueueFull"
+    WAITED_TOO_LONG = "WaitedTooLong"
+    MEMORY_FULL = "MemoryFull"
+    NO_ENDPOINT = "NoReadyEndpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What a client is told: an HTTP status, why, and when it is worth trying again."""
+
+    status: int
+    reason: Reason
+    message: str
+    retry_after_s: int
+
+
+class Ended(StrEnum):
+    """Where a request stood when it ended."""
+
+    QUEUED = "Queued"
+    DISPATCHED = "Dispatched"
+
+
+@dataclass(slots=True)
+class _Waiting:
+    ask: Ask
+    since: float
+
+
+@dataclass(slots=True)
+class _Running:
+    ask: Ask
+    address: str
+    since: float
+
+
+class _Queue:
+    """The requests of one (model, class) that wait, oldest first, and how fast they leave."""
+
+    __slots__ = ("drained", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: OrderedDict[int, _Waiting] = OrderedDict()
+        self.drained = Rate(30.0)
+
+    def head(self) -> _Waiting | None:
+        return next(iter(self.waiting.values()), None)
+
+
+class _Seen:
+    """What a (model, class) was observed to do."""
+
+    __slots__ = ("arrivals", "last", "service", "tokens")
+
+    def __init__(self) -> None:
+        self.arrivals = Rate(5.0)
+        self.last = -math.inf
+        self.service = Mean(0.1)
+        self.tokens = Mean(0.1)
+
+
+class Flow:
+    """Admits, queues and dispatches. Every method that needs the time is given it, in seconds."""
+
+    def __init__(self, policy: Policy | None = None) -> None:
+        self.policy = policy or Policy()
+        self.classes: Mapping[str, QoSClass] = {}
+        self.models: Mapping[ModelKey, Model] = {}
+        self.bytes = 0
+        self._ranks: dict[str, int] = {}
+        self._queues: dict[tuple[ModelKey, str], _Queue] = {}
+        self._seen: dict[tuple[ModelKey, str], _Seen] = {}
+        self._loads: dict[str, Load] = {}
+        self._running: dict[int, _Running] = {}
+        self._busy: Counter[tuple[ModelKey, str]] = Counter()
+        self._where: dict[int, tuple[ModelKey, str]] = {}
+
+    # ── the world ───────────────────────────────────────────────────────────────────────────────
+
+    def set_world(
+        self,
+        classes: Mapping[str, QoSClass],
+        models: Mapping[ModelKey, Model],
+        endpoints: Iterable[Endpoint],
+        now: float,
+    ) -> None:
+        """Replace what exists. In-flight counts stay; a vanished endpoint goes once it is empty."""
+        self.classes, self.models = classes, models
+        by_importance = sorted(classes.values(), key=lambda c: (-c.priority, c.name))
+        self._ranks = {c.name: index for index, c in enumerate(by_importance)}
+        fresh = {e.address: e for e in endpoints}
+        for address, load in list(self._loads.items()):
+            if address not in fresh:
+                load.leave()
+                if not load.requests:
+                    del self._loads[address]
+        for address, e in fresh.items():
+            known = self._loads.get(address)
+            if known is None:
+                known = self._loads[address] = Load(address, now)
+            known.become(e.model, e.lane, e.slots, e.ready, e.draining)
+        for key, queue in list(self._queues.items()):
+            if key[0] not in models and not queue.waiting:
+                del self._queues[key]
+        self._seen = {key: seen for key, seen in self._seen.items() if key[0] in models}
+
+    def report(self, address: str, report: EngineReport, own_before: int, own_tokens_before: int) -> None:
+        """Take an engine's own counts; `own_…` are ours from just before it was asked."""
+        load = self._loads.get(address)
+        if load is not None:
+            load.correct(report, own_before, own_tokens_before)
+
+    def held(self, address: str) -> tuple[int, int]:
+        """Requests and KV tokens that this queue has in flight at an endpoint."""
+        load = self._loads.get(address)
+        return (load.requests, load.tokens) if load else (0, 0)
+
+    # ── a request's life ────────────────────────────────────────────────────────────────────────
+
+    def admit(self, ask: Ask, now: float) -> Refused | None:
+        """Queue a request, or say why not. Call `dispatch` next."""
+        key = self._queue_key(ask)
+        queue = self._queues.setdefault(key, _Queue())
+        most, _ = self._bounds(ask.qos_class)
+        ready = any(True for _ in self._ready(ask.model))
+        model = self.models.get(ask.model)
+        if not ready and not (model and model.startable):
+            return self._refuse(503, Reason.NO_ENDPOINT, queue, now, ask)
+        if len(queue.waiting) >= most:
+            return self._refuse(429, Reason.QUEUE_FULL, queue, now, ask)
+        if self.bytes + ask.size > self.policy.max_bytes:
+            return self._refuse(429, Reason.MEMORY_FULL, queue, now, ask)
+        seen = self._seen.setdefault((ask.model, ask.qos_class), _Seen())
+        seen.arrivals.add(now)
+        seen.last = now
+        seen.tokens.add(ask.prompt_tokens + ask.output_tokens)
+        queue.waiting[ask.id] = _Waiting(ask, now)
+        self._where[ask.id] = key
+        self.bytes += ask.size
+        return None
+
+    def dispatch(self, now: float) -> list[Dispatch]:
+        """Give endpoints to the requests whose turn it is, until no head of a queue has room.
+
+        Within a model nothing overtakes a blocked head of a higher class.
+        """
+        done: list[Dispatch] = []
+        heads = {
+            m: h for m in {key[0] for key, q in self._queues.items() if q.waiting} if (h := self._head(m))
+        }
+        views: dict[ModelKey, pick.Headroom] = {}
+        while heads:
+            model = min(heads, key=lambda m: (self._rank(heads[m].ask), heads[m].since, heads[m].ask.id))
+            ask = heads[model].ask
+            if model not in views:
+                views[model] = self._headroom(model, now)
+            chosen = pick.choose(self._need(ask), self._candidates(ask, views[model], now))
+            if isinstance(chosen, NoRoom):
+                del heads[model]
+                continue
+            done.append(self._send(ask, chosen, now))
+            following = self._head(model)
+            if following is None:
+                del heads[model]
+            else:
+                heads[model] = following
+        return done
+
+    def finish(self, request: int, now: float, *, whole: bool = True) -> Ended | None:
+        """End a request, however it ended. Its room is given back by the first call only.
+
+        `whole` False keeps an aborted one out of the measured service times.
+        """
+        running = self._running.pop(request, None)
+        if running is not None:
+            self._busy[running.ask.model, running.ask.qos_class] -= 1
+            load = self._loads[running.address]
+            load.give_back(running.ask.prompt_tokens + running.ask.output_tokens)
+            if load.gone and not load.requests:
+                del self._loads[running.address]
+            if whole and (seen := self._seen.get((running.ask.model, running.ask.qos_class))):
+                seen.service.add(now - running.since)
+            return Ended.DISPATCHED
+        key = self._where.pop(request, None)
+        if key is None:
+            return None
+        self._drop(key, request)
+        return Ended.QUEUED
+
+    def expire(self, now: float) -> list[tuple[Ask, Refused]]:
+        """Refuse what has waited as long as its class allows, or has nothing left to wait for."""
+        gone: list[tuple[Ask, Refused]] = []
+        for key, queue in list(self._queues.items()):
+            model = self.models.get(key[0])
+            hopeless = not (model and model.startable) and not any(True for _ in self._ready(key[0]))
+            while (head := queue.head()) is not None:
+                late = now - head.since >= self._bounds(head.ask.qos_class)[1]
+                if not (late or hopeless):
+                    break
+                served = any(True for _ in self._ready(key[0]))
+                why = (429, Reason.WAITED_TOO_LONG) if served else (503, Reason.NO_ENDPOINT)
+                gone.append((head.ask, self._refuse(*why, queue, now, head.ask)))
+                del self._where[head.ask.id]
+                self._drop(key, head.ask.id)
+        return gone
+
+    def next_expiry(self) -> float | None:
+        """When `expire` has something to do next, if nothing else happens."""
+        heads = (head for queue in self._queues.values() if (head := queue.head()))
+        return min((h.since + self._bounds(h.ask.qos_class)[1] for h in heads), default=None)
+
+    # ── what it looks like ──────────────────────────────────────────────────────────────────────
+
+    def waiting(self) -> Iterator[Ask]:
+        """Everything that is queued."""
+        for queue in self._queues.values():
+            yield from (one.ask for one in queue.waiting.values())
+
+    def in_flight(self) -> Iterator[tuple[Ask, str]]:
+        """Everything that is dispatched, with the lane that serves it."""
+        for one in self._running.values():
+            yield one.ask, self._loads[one.address].lane
+
+    def snapshot(self, now: float) -> dict[str, Any]:
+        """Queues, endpoints and headroom as JSON values."""
+        queues = [
+            {
+                "namespace": key[0][0],
+                "model": key[0][1],
+                "qos_class": key[1] or "*",
+                "waiting": len(queue.waiting),
+                "oldest_s": round(now - head.since, 3) if (head := queue.head()) else 0.0,
+                "drained_per_s": round(queue.drained.value(now), 3),
+            }
+            for key, queue in sorted(self._queues.items())
+        ]
+        kept = {model: self._headroom(model, now) for model in self.models}
+        names = {rank: name for name, rank in self._ranks.items()}
+        endpoints = []
+        for address, load in sorted(self._loads.items()):
+            keep = {names[r]: by.get(address, (0, 0))[0] for r, by in kept.get(load.model, {}).items()}
+            endpoints.append(load.describe(now, self.policy.report_stale_s) | {"keeps_free_from": keep})
+        return {
+            "policy": "qos" if self.policy.qos else "fifo",
+            "queued_bytes": self.bytes,
+            "queues": queues,
+            "endpoints": endpoints,
+        }
+
+    # ── inside ──────────────────────────────────────────────────────────────────────────────────
+
+    def _queue_key(self, ask: Ask) -> tuple[ModelKey, str]:
+        return (ask.model, ask.qos_class if self.policy.qos else _FIFO_QUEUE)
+
+    def _bounds(self, qos_class: str) -> tuple[int, float]:
+        if not self.policy.qos:
+            return self.policy.fifo_max_requests, self.policy.fifo_max_wait_s
+        known = self.classes.get(qos_class)
+        return (known.queue_max_requests, known.queue_max_wait_s) if known else (0, 0.0)
+
+    def _rank(self, ask: Ask) -> int:
+        return self._ranks.get(ask.qos_class, len(self._ranks)) if self.policy.qos else 0
+
+    def _need(self, ask: Ask) -> Need:
+        known = self.classes.get(ask.qos_class)
+        urgent = self.policy.qos and known is not None and known.objectives.ttft_s is not None
+        return Need(ask.qos_class, self._rank(ask), ask.prompt_tokens, ask.output_tokens, urgent)
+
+    def _head(self, model: ModelKey) -> _Waiting | None:
+        """The request of this model whose turn it is: the oldest of its highest class."""
+        heads = (head for key, q in self._queues.items() if key[0] == model and (head := q.head()))
+        return min(heads, key=lambda h: (self._rank(h.ask), h.since, h.ask.id), default=None)
+
+    def _ready(self, model: ModelKey) -> Iterator[Load]:
+        return (e for e in self._loads.values() if e.model == model and e.ready and not e.draining)
+
+    def _candidates(self, ask: Ask, keep: pick.Headroom, now: float) -> list[Candidate]:
+        rank = self._rank(ask)
+        left = keep.get(rank, {})
+        return [
+            Candidate(
+                address=load.address,
+                lane=load.lane,
+                lane_rank=self._ranks.get(load.lane, len(self._ranks)),
+                slots=load.usable_slots(now, self.policy.report_grace_s, self.policy.report_stale_s),
+                used=load.requests + load.foreign,
+                kv_tokens=load.kv_tokens,
+                kv_used=load.tokens + load.foreign_tokens,
+                prefill_tokens=load.prefill(now),
+                keep_slots=left.get(load.address, (0, 0))[0],
+                keep_tokens=left.get(load.address, (0, 0))[1],
+                ready=load.ready,
+                draining=load.draining,
+            )
+            for load in self._loads.values()
+            if load.model == ask.model
+        ]
+
+    def _headroom(self, model: ModelKey, now: float) -> pick.Headroom:
+        if not self.policy.qos:
+            return {}
+        places = [Place(e.address, e.lane, e.slots) for e in self._ready(model)]
+        traffic, service = [], {}
+        # A class seen here counts even when the model no longer lists it: its requests still run.
+        for name, rank in self._ranks.items():
+            seen = self._seen.get((model, name))
+            if seen is None:
+                continue
+            recent = now - seen.last < _RECENT_S
+            traffic.append(Traffic(name, rank, seen.arrivals.value(now), seen.tokens.value(0.0), recent))
+            service[rank] = seen.service.value(_PRIOR_SERVICE_S)
+        busy = {
+            self._ranks[name]: n
+            for (key, name), n in self._busy.items()
+            if key == model and name in self._ranks
+        }
+        return pick.headroom(traffic, places, service, busy)
+
+    def _send(self, ask: Ask, address: str, now: float) -> Dispatch:
+        key = self._where.pop(ask.id)
+        queue = self._queues[key]
+        waited = now - queue.waiting[ask.id].since
+        self._drop(key, ask.id)
+        queue.drained.add(now)
+        load = self._loads[address]
+        load.take(ask.prompt_tokens, ask.prompt_tokens + ask.output_tokens, now)
+        self._running[ask.id] = _Running(ask, address, now)
+        self._busy[ask.model, ask.qos_class] += 1
+        return Dispatch(ask, address, load.lane, waited)
+
+    def _drop(self, key: tuple[ModelKey, str], request: int) -> None:
+        self.bytes -= self._queues[key].waiting.pop(request).ask.size
+
+    def _refuse(self, status: int, reason: Reason, queue: _Queue, now: float, ask: Ask) -> Refused:
+        waiting, rate = len(queue.waiting), queue.drained.value(now)
+        most, wait = self._bounds(ask.qos_class)
+        estimate = waiting / rate if rate > 0 else wait
+        after = min(_RETRY_AFTER_MAX_S, max(1, math.ceil(estimate)))
+        name = f"{ask.model[0]}/{ask.model[1]}"
+        text = {
+            Reason.QUEUE_FULL: f"{waiting} of {most} {ask.qos_class} requests wait for {name}",
+            Reason.WAITED_TOO_LONG: f"no room at {name} for class {ask.qos_class} within {wait:g} s",
+            Reason.MEMORY_FULL: f"the queue holds {self.bytes} bytes of {self.policy.max_bytes} allowed",
+            Reason.NO_ENDPOINT: f"no replica of {name} is ready",
+        }[reason]
+        return Refused(status, reason, f"{text}; try again in {after} s", after)
