@@ -152,7 +152,8 @@ class Rollout(Spec):
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
-                "!(string(self.maxSurge) in ['0', '0%'] && string(self.maxUnavailable) in ['0', '0%'])",
+                "!has(self.maxSurge) || !has(self.maxUnavailable) || !(string(self.maxSurge) in ['0', '0%'])"
+                " || !(string(self.maxUnavailable) in ['0', '0%'])",
                 "spec.rollout.maxSurge and spec.rollout.maxUnavailable must not both be 0:"
                 " nothing could be replaced",
             )

@@ -46,7 +46,7 @@ def _did_you_mean(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
         if isinstance(part, int) or current is None:
             continue
         found = next((f for f in current.model_fields.values() if f.alias == part), None)
-        current = _model_in(found.annotation) if found else None
+        current = model_in(found.annotation) if found else None
     names = [f.alias or n for n, f in current.model_fields.items()] if current else []
     near = difflib.get_close_matches(str(loc[-1]), names, n=1)
     if near:
@@ -54,8 +54,8 @@ def _did_you_mean(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     return f"; known here: {', '.join(names)}" if names else ""
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[BaseModel] | None:
     """The model inside `X`, `X | None`, `list[X]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((m for arg in get_args(annotation) if (m := _model_in(arg))), None)
+    return next((m for arg in get_args(annotation) if (m := model_in(arg))), None)
