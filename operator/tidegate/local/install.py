@@ -1,0 +1,129 @@
+"""The task that makes an API server a Tidegate cluster: `python -m tidegate.local.install DIR`.
+
+Applies what `tidegate.render.manifests` says an installation consists of, waits until the API
+server serves it, and writes a kubeconfig for each part's ServiceAccount. A process of its own, so
+that the supervisor stays small; doing it again changes nothing.
+"""
+
+import asyncio
+import importlib.util
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from tidegate.adapters.kube import ApiError, Kind, Kube, kinds
+from tidegate.api import names
+from tidegate.local import kubeconfig
+from tidegate.local.layout import Layout
+
+Object = dict[str, Any]
+
+ACCOUNTS = ("tidegate-controller", "tidegate-extender", "tidegate-picker")
+KUBELET_USER = "tidegate-kubelet"
+TOKEN_S = 10 * 365 * 24 * 3600
+_PATIENCE_S = 60.0
+
+_KINDS = {(kind.api_version, kind.name): kind for kind in vars(kinds).values() if isinstance(kind, Kind)}
+_FIRST = {"CustomResourceDefinition": 0, "Namespace": 1, "ServiceAccount": 2}
+
+
+def kubelet_binding() -> Object:
+    """The process kubelet stands for many nodes: it has a node's role, not restricted to one node."""
+    return {
+        "apiVersion": kinds.CLUSTER_ROLE_BINDING.api_version,
+        "kind": kinds.CLUSTER_ROLE_BINDING.name,
+        "metadata": {"name": KUBELET_USER},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:node"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": KUBELET_USER}],
+    }
+
+
+def kind_of(obj: Object) -> Kind:
+    """The Kind of a manifest. Raises KeyError naming it when Tidegate has no such kind."""
+    key = (str(obj["apiVersion"]), str(obj["kind"]))
+    if key not in _KINDS:
+        raise KeyError(f"tidegate.adapters.kube.kinds has no {key[1]} of {key[0]}")
+    return _KINDS[key]
+
+
+async def install(kube: Kube) -> None:
+    """Apply everything, definitions first, and return when the API server serves it."""
+    if importlib.util.find_spec("tidegate.render.manifests") is None:
+        await kube.apply(
+            kinds.CLUSTER_ROLE_BINDING, kubelet_binding(), manager=names.FIELD_MANAGER, force=True
+        )
+        return
+    from tidegate.render.manifests import install_objects
+
+    objects = [*install_objects(namespace=names.SYSTEM_NAMESPACE), kubelet_binding()]
+    ordered = sorted(objects, key=lambda obj: _FIRST.get(obj["kind"], 3))
+    for definition in (obj for obj in ordered if obj["kind"] == "CustomResourceDefinition"):
+        await kube.apply(kinds.CRD, definition, manager=names.FIELD_MANAGER, force=True)
+    for definition in (obj for obj in ordered if obj["kind"] == "CustomResourceDefinition"):
+        name = definition["metadata"]["name"]
+        await _until(lambda name=name: _established(kube, name), f"CRD {name} to be established")  # type: ignore[misc]
+    for obj in ordered:
+        if obj["kind"] != "CustomResourceDefinition":
+            # RBAC's default roles, and with them `system:node`, appear moments after the server.
+            await kube.apply(kind_of(obj), obj, manager=names.FIELD_MANAGER, force=True)
+
+
+async def token(kube: Kube, account: str, namespace: str) -> str:
+    """A token of a ServiceAccount, good for as long as a local cluster is likely to live."""
+    request = {"metadata": {"namespace": namespace}, "spec": {"expirationSeconds": TOKEN_S}}
+    answer = await kube.create(kinds.SERVICE_ACCOUNT, request, name=account, subresource="token")
+    return str(answer["status"]["token"])
+
+
+async def write_kubeconfigs(kube: Kube, layout: Layout) -> None:
+    """One for each part that runs under a ServiceAccount."""
+    for account in ACCOUNTS:
+        kubeconfig.write(
+            layout.kubeconfig_of(account),
+            server=kube.host,
+            ca=layout.pki / "ca.crt",
+            user=account,
+            token=await token(kube, account, names.SYSTEM_NAMESPACE),
+            namespace=names.SYSTEM_NAMESPACE,
+        )
+
+
+async def _established(kube: Kube, name: str) -> bool:
+    conditions = (await kube.get(kinds.CRD, name)).get("status", {}).get("conditions", [])
+    return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
+
+
+async def _exists(kube: Kube, kind: Kind, name: str, namespace: str | None = None) -> bool:
+    try:
+        await kube.get(kind, name, namespace)
+    except ApiError as error:
+        if error.status == 404:
+            return False
+        raise
+    return True
+
+
+async def _until(holds: Callable[[], Awaitable[bool]], what: str) -> None:
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            while not await holds():  # noqa: ASYNC110  the event is at the API server
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise TimeoutError(f"waited {_PATIENCE_S:.0f} s for {what}") from None
+
+
+async def run(layout: Layout) -> None:
+    """Install, and see that the controller manager works: it makes every namespace's account."""
+    async with await Kube.connect(str(layout.kubeconfig)) as kube:
+        await install(kube)
+        if importlib.util.find_spec("tidegate.render.manifests") is not None:
+            await write_kubeconfigs(kube, layout)
+        await _until(
+            lambda: _exists(kube, kinds.SERVICE_ACCOUNT, "default", "default"),
+            "kube-controller-manager to make the service account `default`",
+        )
+
+
+if __name__ == "__main__":
+    asyncio.run(run(Layout(Path(sys.argv[1]))))
