@@ -64,6 +64,17 @@ class Kind:
         return "/".join(parts)
 
 
+async def configure(kubeconfig: str | None = None) -> Configuration:
+    """Where the API server is and who we are: a kubeconfig's path, $KUBECONFIG, or from inside a pod."""
+    configuration = Configuration()
+    in_cluster = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
+    if kubeconfig is None and in_cluster:
+        kube_config.load_incluster_config(client_configuration=configuration)
+    else:
+        await kube_config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+    return configuration
+
+
 class Kube:
     """A connection to one API server. Use `connect`, then `close`, or `async with`."""
 
@@ -74,12 +85,7 @@ class Kube:
     @classmethod
     async def connect(cls, kubeconfig: str | None = None) -> Self:
         """Connect by a kubeconfig's path; without one, by $KUBECONFIG, or from inside a pod."""
-        configuration = Configuration()
-        in_cluster = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
-        if kubeconfig is None and in_cluster:
-            kube_config.load_incluster_config(client_configuration=configuration)
-        else:
-            await kube_config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+        configuration = await configure(kubeconfig)
         return cls(ApiClient(configuration))
 
     async def __aenter__(self) -> Self:

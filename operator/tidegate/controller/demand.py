@@ -1,0 +1,187 @@
+"""Demand by model and class: from the pickers' counters, or from a Prometheus server that has them."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+import httpx
+
+from tidegate.adapters.metrics import MetricsError, PrometheusServer, Sample, TextSource
+from tidegate.core.plan.types import Demand, LaneKey
+
+log = logging.getLogger(__name__)
+
+WINDOW_PERIODS: Final = 5
+"""Rates are taken over this many periods: short enough for a rush, long enough for a few requests."""
+STALE_PERIODS: Final = 5
+"""Figures that are older than this many periods are not acted on."""
+
+_COUNTERS: Final = ("tidegate_arrivals_total", "tidegate_prompt_tokens_total", "tidegate_output_tokens_total")
+_GAUGES: Final = ("tidegate_queue_requests", "tidegate_queue_tokens", "tidegate_inflight_requests")
+
+Values = dict[tuple[str, LaneKey], float]
+"""By metric and lane, summed over the other labels."""
+
+
+class Reading(Protocol):
+    """Something that knows the demand."""
+
+    async def read(self, now: float) -> tuple[Mapping[LaneKey, Demand], bool]:
+        """Demand by class of a model, and whether all of it is fresh."""
+        ...
+
+
+def by_lane(samples: Iterable[Sample], wanted: Sequence[str]) -> Values:
+    """Sum samples by metric and (namespace, model, qos_class)."""
+    values: Values = {}
+    for sample in samples:
+        labels = sample.labels
+        if sample.name in wanted and {"namespace", "model", "qos_class"} <= labels.keys():
+            key = (sample.name, LaneKey(labels["namespace"], labels["model"], labels["qos_class"]))
+            values[key] = values.get(key, 0.0) + sample.value
+    return values
+
+
+@dataclass(slots=True)
+class Meter:
+    """Rates of one picker's counters over a sliding window; gauges as last seen.
+
+    A counter that fell has begun again at zero (its picker was restarted): what it shows now is
+    what came since. The increase before the restart that was not seen is lost.
+    """
+
+    window_s: float
+    history: deque[tuple[float, Values]] = field(default_factory=deque)
+    gauges: Values = field(default_factory=dict)
+    _total: Values = field(default_factory=dict)
+    _last: Values = field(default_factory=dict)
+
+    def observe(self, now: float, samples: Sequence[Sample]) -> None:
+        """Take in one scrape."""
+        counters = by_lane(samples, _COUNTERS)
+        self.gauges = by_lane(samples, _GAUGES)
+        for key, value in counters.items():
+            # A counter first seen in a later scrape began at zero; in the first one it is unknown.
+            before = self._last.get(key, 0.0 if self.history else value)
+            increase = value - before if value >= before else value
+            self._total[key] = self._total.get(key, 0.0) + increase
+        self._last = counters
+        self.history.append((now, dict(self._total)))
+        while len(self.history) > 2 and now - self.history[1][0] >= self.window_s:
+            self.history.popleft()
+
+    def age_s(self, now: float) -> float:
+        """Seconds since the last scrape."""
+        return now - self.history[-1][0] if self.history else float("inf")
+
+    def values(self) -> Values:
+        """Counters as rates per second, and gauges."""
+        if len(self.history) < 2:
+            return dict(self.gauges)
+        (start, before), (end, after) = self.history[0], self.history[-1]
+        span = max(end - start, 1e-9)
+        return {k: (v - before.get(k, 0.0)) / span for k, v in after.items()} | self.gauges
+
+
+def demands(values: Values, *, fresh: bool) -> dict[LaneKey, Demand]:
+    """Turn rates and gauges by metric into one Demand a lane."""
+    lanes = sorted({lane for _, lane in values})
+
+    def value(metric: str, lane: LaneKey) -> float:
+        return values.get((metric, lane), 0.0)
+
+    return {
+        lane: Demand(
+            arrival_rps=value(_COUNTERS[0], lane),
+            prompt_tokens_per_s=value(_COUNTERS[1], lane),
+            output_tokens_per_s=value(_COUNTERS[2], lane),
+            queued_requests=round(value(_GAUGES[0], lane)),
+            queued_tokens=value(_GAUGES[1], lane),
+            inflight=round(value(_GAUGES[2], lane)),
+            fresh=fresh,
+        )
+        for lane in lanes
+    }
+
+
+class Pickers:
+    """Scrapes every picker once a period; what they see adds up."""
+
+    def __init__(self, urls: Sequence[str], period_s: float) -> None:
+        # Not later than the loop: a picker that hangs costs one period, not the plan.
+        self._client = httpx.AsyncClient(timeout=max(0.2, min(period_s, 2.0)), trust_env=False)
+        self._sources = [TextSource(url, self._client, "tidegate_") for url in urls]
+        self._meters = [Meter(max(WINDOW_PERIODS * period_s, 5.0)) for _ in urls]
+        self._stale_s = STALE_PERIODS * period_s
+        self._said: set[str] = set()
+
+    async def read(self, now: float) -> tuple[Mapping[LaneKey, Demand], bool]:
+        """Demand over all pickers. Stale where one of them was not heard of for five periods."""
+        await asyncio.gather(
+            *(self._scrape(s, m, now) for s, m in zip(self._sources, self._meters, strict=True))
+        )
+        total: Values = {}
+        for meter in self._meters:
+            for key, value in meter.values().items():
+                total[key] = total.get(key, 0.0) + value
+        # One scrape knows no rate yet.
+        fresh = bool(self._meters) and all(
+            len(m.history) > 1 and m.age_s(now) <= self._stale_s for m in self._meters
+        )
+        return demands(total, fresh=fresh), fresh
+
+    async def _scrape(self, source: TextSource, meter: Meter, now: float) -> None:
+        try:
+            meter.observe(now, await source.read())
+        except MetricsError as error:
+            if source.url not in self._said:  # once, not every second
+                log.warning("no demand from the picker: %s; it is asked again every period", error)
+            self._said.add(source.url)
+        else:
+            if source.url in self._said:
+                self._said.remove(source.url)
+                log.info("demand from the picker at %s again", source.url)
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._client.aclose()
+
+
+class Prometheus:
+    """The same metrics by PromQL, for pickers that a Prometheus server already scrapes."""
+
+    def __init__(self, url: str, period_s: float, rate_window_s: int = 60) -> None:
+        self._server = PrometheusServer(url, timeout_s=max(1.0, period_s))
+        self._rate_window_s = rate_window_s
+        self._last: tuple[float, dict[LaneKey, Demand]] = (float("-inf"), {})
+        self._stale_s = STALE_PERIODS * max(period_s, 1.0)
+        self._failing = False
+
+    async def read(self, now: float) -> tuple[Mapping[LaneKey, Demand], bool]:
+        """Demand by the server's newest samples (it looks back 5 minutes at most)."""
+        labels = "namespace, model, qos_class"
+        queries = {m: f"sum by ({labels}) (rate({m}[{self._rate_window_s}s]))" for m in _COUNTERS}
+        queries |= {m: f"sum by ({labels}) ({m})" for m in _GAUGES}
+        try:
+            answers = await asyncio.gather(*(self._server.query(q) for q in queries.values()))
+        except MetricsError as error:
+            if not self._failing:
+                log.warning("no demand from Prometheus: %s; it is asked again every period", error)
+            self._failing = True
+        else:
+            self._failing = False
+            values: Values = {}
+            for metric, samples in zip(queries, answers, strict=True):
+                named = [Sample(metric, s.labels, s.value) for s in samples]
+                values |= by_lane(named, (metric,))
+            self._last = (now, demands(values, fresh=True))
+        read_at, known = self._last
+        fresh = now - read_at <= self._stale_s and bool(known)
+        return (known if fresh else {k: replace(d, fresh=False) for k, d in known.items()}), fresh
+
+    async def close(self) -> None:
+        """Close its connections."""
+        self._server.close()
