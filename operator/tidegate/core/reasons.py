@@ -36,6 +36,9 @@ NO_FREE_BLOCK: Final = "NoFreeBlock"
 RESERVED_FOR_OTHERS: Final = "ReservedForOthers"
 BORROW_LIMIT: Final = "BorrowLimit"
 MODEL_MAXIMUM: Final = "ModelMaximum"
+NO_CLAIM: Final = "NoClaim"
+"""It found no place, and no reservation of its own gives it the right to push anybody out."""
+NOTHING_RECLAIMABLE: Final = "NothingReclaimable"
 
 # Weights.
 WEIGHTS_CHANGED: Final = "WeightsChanged"
