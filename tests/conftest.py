@@ -39,7 +39,7 @@ async def kube(control_plane: LocalCluster) -> AsyncIterator[Kube]:
 
 @pytest.fixture
 async def make_namespace(kube: Kube) -> AsyncIterator[MakeNamespace]:
-    """`await make_namespace({"tidegate.dev/tier": "batch"})` makes a namespace and returns its name; deleted afterwards."""
+    """`await make_namespace({"tidegate.dev/tier": "batch"})` returns a new namespace's name."""
     made: list[str] = []
 
     async def make(labels: dict[str, str] | None = None) -> str:

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from conftest import say
 
+from conftest import say
 from tidegate.adapters.kube import Kube
 from tidegate.local.cluster import EVERYTHING, LocalCluster
 

@@ -6,9 +6,8 @@ that the supervisor stays small; doing it again changes nothing.
 """
 
 import asyncio
-import importlib.util
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from tidegate.adapters.kube import ApiError, Kind, Kube, kinds
 from tidegate.api import names
 from tidegate.local import kubeconfig
 from tidegate.local.layout import Layout
+from tidegate.render.manifests import install_objects
 
 Object = dict[str, Any]
 
-ACCOUNTS = ("tidegate-controller", "tidegate-extender", "tidegate-picker")
 KUBELET_USER = "tidegate-kubelet"
 TOKEN_S = 10 * 365 * 24 * 3600
 _PATIENCE_S = 60.0
@@ -47,16 +46,8 @@ def kind_of(obj: Object) -> Kind:
     return _KINDS[key]
 
 
-async def install(kube: Kube) -> None:
+async def install(kube: Kube, objects: Iterable[Object]) -> None:
     """Apply everything, definitions first, and return when the API server serves it."""
-    if importlib.util.find_spec("tidegate.render.manifests") is None:
-        await kube.apply(
-            kinds.CLUSTER_ROLE_BINDING, kubelet_binding(), manager=names.FIELD_MANAGER, force=True
-        )
-        return
-    from tidegate.render.manifests import install_objects
-
-    objects = [*install_objects(namespace=names.SYSTEM_NAMESPACE), kubelet_binding()]
     ordered = sorted(objects, key=lambda obj: _FIRST.get(obj["kind"], 3))
     for definition in (obj for obj in ordered if obj["kind"] == "CustomResourceDefinition"):
         await kube.apply(kinds.CRD, definition, manager=names.FIELD_MANAGER, force=True)
@@ -65,7 +56,6 @@ async def install(kube: Kube) -> None:
         await _until(lambda name=name: _established(kube, name), f"CRD {name} to be established")  # type: ignore[misc]
     for obj in ordered:
         if obj["kind"] != "CustomResourceDefinition":
-            # RBAC's default roles, and with them `system:node`, appear moments after the server.
             await kube.apply(kind_of(obj), obj, manager=names.FIELD_MANAGER, force=True)
 
 
@@ -76,9 +66,9 @@ async def token(kube: Kube, account: str, namespace: str) -> str:
     return str(answer["status"]["token"])
 
 
-async def write_kubeconfigs(kube: Kube, layout: Layout) -> None:
+async def write_kubeconfigs(kube: Kube, layout: Layout, accounts: Iterable[str]) -> None:
     """One for each part that runs under a ServiceAccount."""
-    for account in ACCOUNTS:
+    for account in accounts:
         kubeconfig.write(
             layout.kubeconfig_of(account),
             server=kube.host,
@@ -115,12 +105,13 @@ async def _until(holds: Callable[[], Awaitable[bool]], what: str) -> None:
 
 async def run(layout: Layout) -> None:
     """Install, and see that the controller manager works: it makes every namespace's account."""
+    objects = [*install_objects(namespace=names.SYSTEM_NAMESPACE), kubelet_binding()]
     async with await Kube.connect(str(layout.kubeconfig)) as kube:
-        await install(kube)
-        if importlib.util.find_spec("tidegate.render.manifests") is not None:
-            await write_kubeconfigs(kube, layout)
+        await install(kube, objects)
+        accounts = [obj["metadata"]["name"] for obj in objects if obj["kind"] == "ServiceAccount"]
+        await write_kubeconfigs(kube, layout, accounts)
         await _until(
-            lambda: _exists(kube, kinds.SERVICE_ACCOUNT, "default", "default"),
+            lambda: _exists(kube, kinds.SERVICE_ACCOUNT, "default", names.SYSTEM_NAMESPACE),
             "kube-controller-manager to make the service account `default`",
         )
 

@@ -23,8 +23,8 @@ def _tokens(path: Path) -> dict[str, str]:
     """Tokens of the static users, kept from start to start so that kubeconfigs stay good."""
     tokens = {}
     if path.exists():
-        lines = (line.split(",") for line in path.read_text().splitlines())
-        tokens = {user: token for token, user, *_ in lines}
+        known = (line.split(",") for line in path.read_text().splitlines())
+        tokens = {user: token for token, user, *_ in known}
     result = {name: tokens.get(user) or secrets.token_hex(16) for name, (user, _) in _USERS.items()}
     lines = []
     for name, (user, group) in _USERS.items():

@@ -153,7 +153,7 @@ class Unit:
     async def _keep_running(self) -> None:
         """Run it again and again, until nobody wants it any more."""
         deaths = 0
-        while self._wanted:
+        while True:
             began = asyncio.get_running_loop().time()
             code = await self._run_once()
             await self._reaper.clear_orphans()
