@@ -1,1 +1,5 @@
 """The controller's plan: how many replicas each lane gets, and which lane serves whom."""
+
+from tidegate.core.plan.plan import plan
+
+__all__ = ["plan"]

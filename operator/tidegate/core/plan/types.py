@@ -120,6 +120,8 @@ class Policy:
         scale_down_delay_s: how long a lane must have been too large before it shrinks.
         start_time_s: how long a replica takes from creation to its first token.
         headroom: share of a lane that a lower class leaves free for the lane's own class.
+        share_lanes: whether replicas of lower classes of the same model, which a higher class may
+            use at once, count for its demand before new ones are started.
         weight_step: weights are multiples of this, and one step of change is not worth a write.
         ability: of a replica of a model that has none of its own.
     """
@@ -128,6 +130,7 @@ class Policy:
     scale_down_delay_s: float = 60.0
     start_time_s: float = 60.0
     headroom: float = 0.2
+    share_lanes: bool = True
     weight_step: int = 5
     ability: Ability = field(default_factory=Ability)
 

@@ -1,0 +1,234 @@
+"""The GPUs of one pool while a plan is made: blocks on nodes, and who sits on them."""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from tidegate.core.plan.types import LaneKey
+from tidegate.core.quota import standings
+from tidegate.core.types import Pod, Pool, QoSClass, Reclaim
+
+
+@dataclass(slots=True)
+class Seat:
+    """A bound pod of the pool. `at` is its node's index, None on a node that offers nothing now."""
+
+    pod: Pod
+    at: int | None
+    borrowed: bool
+    priority: int
+
+
+@dataclass(slots=True)
+class Board:
+    """Free GPUs by node, seats by lane, and how much of each node is held for good.
+
+    `firm` counts GPUs that nobody may take back: foreign pods and pods that are not reclaimable.
+    """
+
+    names: list[str]
+    size: list[int]
+    free: list[int]
+    firm: list[int]
+    seats: dict[LaneKey, list[Seat]] = field(default_factory=lambda: defaultdict(list))
+    strays: list[Seat] = field(default_factory=list)
+    foreign: int = 0
+    _by_free: list[list[int]] = field(default_factory=list)
+    _granted: set[str] = field(default_factory=set)
+
+    def index(self) -> None:
+        """Order the nodes by what is free on them; call once after the seats are laid out."""
+        self._by_free = [[] for _ in range(max(self.size, default=0) + 1)]
+        for at, free in enumerate(self.free):
+            self._by_free[max(free, 0)].append(at)
+
+    def _set(self, at: int, free: int) -> None:
+        self.free[at] = free
+        heapq.heappush(self._by_free[max(free, 0)], at)
+
+    def _first(self, level: int) -> int | None:
+        """First node, by name, with exactly this much free. Entries that are out of date are dropped."""
+        heap = self._by_free[level]
+        while heap and max(self.free[heap[0]], 0) != level:
+            heapq.heappop(heap)
+        return heap[0] if heap else None
+
+    def levels(self, gpus: int) -> Iterable[int]:
+        """One node for each amount of free GPUs that holds the block, fullest node first."""
+        for level in range(gpus, len(self._by_free)):
+            at = self._first(level)
+            if at is not None:
+                yield at
+
+    def largest(self) -> tuple[int, str]:
+        """Largest free block and the name of the first node that has it."""
+        for level in range(len(self._by_free) - 1, 0, -1):
+            at = self._first(level)
+            if at is not None:
+                return level, self.names[at]
+        return 0, ""
+
+    def take(self, at: int, gpus: int, firm: bool) -> None:
+        """Put a new replica on a node that has the room."""
+        self._set(at, self.free[at] - gpus)
+        if firm:
+            self.firm[at] += gpus
+
+    def keep(self, seat: Seat, firm: bool) -> None:
+        """Grant a seat to its lane: nothing displaces it any more."""
+        self._granted.add(seat.pod.uid)
+        if firm and seat.at is not None:
+            self.firm[seat.at] += seat.pod.gpus
+
+    def release(self, seat: Seat) -> None:
+        """Free a seat that its own lane gives up, or that is displaced."""
+        self._granted.add(seat.pod.uid)
+        if seat.at is not None:
+            self._set(seat.at, self.free[seat.at] + seat.pod.gpus)
+
+    def alive(self, seat: Seat) -> bool:
+        """Whether a seat is neither granted nor released."""
+        return seat.pod.uid not in self._granted
+
+    def victims(
+        self, gpus: int, claimant: QoSClass, classes: Mapping[str, QoSClass], now: float
+    ) -> "Victims":
+        """Where a block can be made by displacing borrowed pods of lower classes."""
+        found = Victims(self, gpus)
+        by_node: defaultdict[int, list[Seat]] = defaultdict(list)
+        for seats in (*self.seats.values(), self.strays):
+            for seat in seats:
+                if seat.at is None or not seat.borrowed or seat.priority >= claimant.priority:
+                    continue
+                if not _ran_enough(seat.pod, claimant, classes, now):
+                    found.too_young += 1
+                elif self.alive(seat):
+                    by_node[seat.at].append(seat)
+        for at, seats in by_node.items():
+            seats.sort(key=lambda s: (s.priority, -(s.pod.started_s or s.pod.created_s), s.pod.uid))
+            found.offer(at, seats)
+        return found
+
+
+class Victims:
+    """Nodes on which a block can be made, least loss first.
+
+    Fewest pods first, then the lowest class, then those that have run for the shortest time; node
+    names break ties.
+    """
+
+    def __init__(self, board: Board, gpus: int) -> None:
+        """Nothing is offered yet, for blocks of this many GPUs."""
+        self.too_young = 0
+        self._board, self._gpus = board, gpus
+        self._heap: list[tuple[int, int, float, int, int, list[Seat], list[Seat]]] = []
+
+    def offer(self, at: int, seats: list[Seat]) -> None:
+        """Consider one node with the seats on it that may go."""
+        free = self._board.free[at]
+        chosen = _enough(seats, self._gpus - free)
+        if chosen:
+            youngest = -max(s.pod.started_s or s.pod.created_s for s in chosen)
+            entry = (len(chosen), max(s.priority for s in chosen), youngest, at, free, chosen, seats)
+            heapq.heappush(self._heap, entry)
+
+    def best(self) -> tuple[int, list[Seat]] | None:
+        """Take the node where the least is lost, with who must go; None when there is none.
+
+        The node is offered again on the next call: it may hold another block.
+        """
+        board = self._board
+        while self._heap:
+            *_, at, free, chosen, seats = heapq.heappop(self._heap)
+            if free == board.free[at] and all(board.alive(s) for s in chosen):
+                # Looked at again, and found changed, when its turn comes.
+                heapq.heappush(self._heap, (len(chosen), chosen[0].priority, 0.0, at, -1, chosen, seats))
+                return at, chosen
+            if free != board.free[at] or not all(board.alive(s) for s in seats):
+                self.offer(at, [s for s in seats if board.alive(s)])
+        return None
+
+
+def _ran_enough(pod: Pod, claimant: QoSClass, classes: Mapping[str, QoSClass], now: float) -> bool:
+    if claimant.reclaim is Reclaim.NEVER:
+        return True
+    qos = classes.get(pod.qos_class or "")
+    return qos is None or now - (pod.started_s or pod.created_s) >= qos.min_runtime_s
+
+
+def _enough(seats: list[Seat], missing: int) -> list[Seat] | None:
+    """The first seats that free what is missing, without any that turn out not to be needed."""
+    chosen: list[Seat] = []
+    for seat in seats:
+        if missing <= 0:
+            break
+        chosen.append(seat)
+        missing -= seat.pod.gpus
+    if missing > 0:
+        return None
+    for seat in list(chosen):
+        if seat.pod.gpus <= -missing:
+            chosen.remove(seat)
+            missing += seat.pod.gpus
+    return chosen
+
+
+def lay_out(
+    pool: Pool, pods: Iterable[Pod], lanes: Mapping[LaneKey, int], classes: Mapping[str, QoSClass]
+) -> Board:
+    """Put the bound pods of a pool on its nodes.
+
+    A lane's pod that is going counts as free: what is planned for its place waits for it. A foreign
+    pod counts until it is gone. A pod on a node that offers nothing (cordoned, not Ready) keeps its
+    seat, and costs nothing of what the pool can allocate.
+
+    Args:
+        pool: the pool.
+        pods: bound pods of its nodes and of its lanes.
+        lanes: the lanes planned for, by what they should keep at most (seats beyond are released).
+        classes: QoSClasses by name.
+    """
+    nodes = sorted(pool.nodes, key=lambda n: n.name)
+    board = Board(
+        names=[n.name for n in nodes],
+        size=[n.gpus for n in nodes],
+        free=[n.gpus for n in nodes],
+        firm=[0] * len(nodes),
+    )
+    place = {n.name: at for at, n in enumerate(nodes)}
+    ours: list[tuple[Pod, QoSClass, int | None]] = []
+    for pod in sorted(pods, key=lambda p: p.age_key):
+        at = place.get(pod.node or "")
+        if at is not None and board.size[at] == 0:
+            at = None
+        qos = classes.get(pod.qos_class or "")
+        if qos is not None:
+            if not pod.terminating:
+                ours.append((pod, qos, at))
+        elif at is not None:
+            board.free[at] -= pod.gpus
+            board.firm[at] += pod.gpus
+            board.foreign += pod.gpus
+    stands = standings((pod for pod, _, _ in ours), pool.reservations, classes)
+    for pod, qos, at in ours:
+        seat = Seat(pod, at, stands[pod.uid].borrowed, qos.priority)
+        key = LaneKey(pod.namespace, pod.model or "", qos.name)
+        (board.seats[key] if key in lanes else board.strays).append(seat)
+        if at is not None:
+            board.free[at] -= pod.gpus
+    board.index()
+    for key, most in lanes.items():
+        _trim(board, key, most)
+    return board
+
+
+def _trim(board: Board, key: LaneKey, most: int) -> None:
+    """Release what a lane gives up of itself: as a ReplicaSet does, unready first, then the youngest."""
+    seats = board.seats.get(key)
+    if not seats:
+        return
+    seats.sort(key=lambda s: (not s.pod.ready, s.pod.age_key))
+    for seat in seats[most:]:
+        board.release(seat)
+    del seats[most:]
