@@ -1,10 +1,13 @@
 """The whole stack: every part, four nodes of four emulated GPUs, engines that run fast."""
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
+import httpx
 import pytest
 
 from conftest import say
+from support.chat import Caller
 from tidegate.adapters.kube import Kube
 from tidegate.local.cluster import EVERYTHING, LocalCluster
 
@@ -31,3 +34,41 @@ async def kube(stack: LocalCluster) -> AsyncIterator[Kube]:
     """A client of `stack` that may do everything; `namespace` and `make_namespace` use it too."""
     async with await Kube.connect(str(stack.kubeconfig)) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def examples(stack: LocalCluster) -> LocalCluster:
+    """`stack` with the examples applied and every model ready."""
+    stack.kubectl("apply", "-f", str(Path(__file__).parents[2] / "examples"))
+    stack.kubectl("wait", "--for=condition=Ready", "mdep", "--all", "-A", "--timeout=120s")
+    return stack
+
+
+@pytest.fixture
+async def gateway(examples: LocalCluster) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the gateway, as nobody."""
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=examples.url("gateway"), timeout=60, limits=limits) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def tokens(examples: LocalCluster) -> dict[str, str]:
+    """Bearer tokens by class, of the examples' callers."""
+    return {
+        "interactive": examples.token("chat", "team-a"),
+        "standard": examples.token("coder", "team-b"),
+        "batch": examples.token("pipeline", "team-b"),
+    }
+
+
+@pytest.fixture
+def chat(gateway: httpx.AsyncClient, tokens: dict[str, str]) -> Caller:
+    """Who may use interactive."""
+    return Caller(gateway, tokens["interactive"])
+
+
+@pytest.fixture
+def pipeline(gateway: httpx.AsyncClient, tokens: dict[str, str]) -> Caller:
+    """Who may use batch."""
+    return Caller(gateway, tokens["batch"])

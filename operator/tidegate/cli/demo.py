@@ -34,7 +34,7 @@ def demo(
     from tidegate.demo.arms import DemoError
     from tidegate.demo.run import Demo
     from tidegate.demo.settings import Settings
-    from tidegate.local.cluster import LocalError
+    from tidegate.local.cluster import ClusterError
 
     settings = Settings(
         directory=directory,
@@ -50,6 +50,6 @@ def demo(
     )
     try:
         asyncio.run(Demo(settings, Console()).run())
-    except (DemoError, LocalError) as error:
+    except (DemoError, ClusterError) as error:
         typer.secho(f"demo: {error}", fg="red", err=True)
         raise typer.Exit(1) from error

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-import subprocess
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -52,6 +52,10 @@ class Demo:
                 await asyncio.to_thread(cluster.stop)
 
     def _start(self) -> LocalCluster:
+        """A cluster that remembers nothing of an earlier demo in the same folder."""
+        directory = self.settings.directory
+        if directory.exists() and not LocalCluster(directory.absolute()).is_running():
+            shutil.rmtree(directory)
         return LocalCluster.start(
             self.settings.directory,
             nodes=self.settings.nodes,
@@ -72,7 +76,7 @@ class Demo:
             args = ["--policy", name]
             await asyncio.to_thread(partial(cluster.restart, "picker", args=args))
             await self._calm(cluster)
-            tokens = {c: await self._token(cluster, *who) for c, who in _CALLERS.items()}
+            tokens = {c: await asyncio.to_thread(cluster.token, *who) for c, who in _CALLERS.items()}
         load = scenario(self.settings, tokens)
         urls = {k: cluster.url(k) for k in ("gateway", "controller", "picker")}
         with self._phase(f"run {name}"):
@@ -93,17 +97,8 @@ class Demo:
                 await asyncio.sleep(0.5)
         raise DemoError(f"the pool did not come to rest within {_CALM_S:.0f} s: GPUs used {used}")
 
-    async def _token(self, cluster: LocalCluster, namespace: str, account: str) -> str:
-        return (
-            await self._kubectl(cluster, "create", "token", account, "-n", namespace, "--duration=1h")
-        ).strip()
-
     async def _kubectl(self, cluster: LocalCluster, *args: str) -> str:
-        try:
-            done = await asyncio.to_thread(cluster.kubectl, *args)
-        except subprocess.CalledProcessError as error:
-            raise DemoError(f"kubectl {' '.join(args[:3])}: {error.stderr or error.stdout}") from error
-        return done.stdout
+        return (await asyncio.to_thread(cluster.kubectl, *args)).stdout
 
     def _report(self, arms: list[Arm]) -> None:
         out = self.settings.out
