@@ -158,10 +158,23 @@ def root_schema(model: type[KubeObject]) -> Schema:
             "kind": {"type": "string", "description": f"Always {model.__name__}."},
             "metadata": {"type": "object"},
             "spec": spec,
-            "status": status,
+            "status": _without_defaults(status),
         },
         **rules(name_rule),
     }
+
+
+def _without_defaults(schema: Schema) -> Schema:
+    """A status says what the controller wrote and nothing else.
+
+    A default filled in by the API server would look like a change, and be written again for ever.
+    """
+    out = {k: v for k, v in schema.items() if k != "default"}
+    if "properties" in out:
+        out["properties"] = {k: _without_defaults(v) for k, v in out["properties"].items()}
+    if "items" in out:
+        out["items"] = _without_defaults(out["items"])
+    return out
 
 
 def structural(model: type[BaseModel]) -> Schema:

@@ -21,6 +21,8 @@ TAINT_POOL: Final = f"{GROUP}/pool"
 ANNOTATION_DEFAULT_CLASS: Final = f"{GROUP}/is-default-class"
 ANNOTATION_SLOTS: Final = f"{GROUP}/slots"
 """On engine pods: how many requests the engine runs at once (vLLM's --max-num-seqs)."""
+ANNOTATION_WOKEN: Final = f"{GROUP}/woken-at"
+"""On pending pods: written to make kube-scheduler look at them again (Unix seconds)."""
 FINALIZER: Final = f"{GROUP}/in-use"
 
 ENGINE_PORT_NAME: Final = "http"

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from tidegate.api.common import DURATION_PATTERN
+
 Schema = dict[str, Any]
 
 
@@ -38,9 +40,17 @@ def _kind(crd: Schema) -> list[str]:
         lines += [_row(path, s, required) for path, s, required in _fields(part, root["properties"][part])]
         lines.append("")
     lines += ["What the API server refuses, and how it says so:", ""]
-    lines += [f"- {message}" for message in _unique(_messages(root))]
+    lines += [f"- {places}: {message}" for message, places in _rules(root).items()]
     lines.append("")
     return lines
+
+
+def _rules(root: Schema) -> dict[str, str]:
+    """Each message with the fields it is said of."""
+    places: dict[str, list[str]] = {}
+    for path, message in _messages("", root):
+        places.setdefault(message, []).append(f"`{path or 'metadata'}`")
+    return {message: ", ".join(paths) for message, paths in places.items()}
 
 
 def _fields(path: str, schema: Schema) -> Iterator[tuple[str, Schema, bool]]:
@@ -70,8 +80,10 @@ def _type(schema: Schema) -> str:
         return f"list of {_type(schema['items'])}"
     if "additionalProperties" in schema:
         return f"map of {_type(schema['additionalProperties'])}"
-    if "ms|s|m|h" in schema.get("pattern", ""):
+    if schema.get("pattern") == DURATION_PATTERN:
         return "duration"
+    if schema.get("format") == "date-time":
+        return "time"
     return str(schema.get("type", "integer or string")) + _range(schema)
 
 
@@ -82,15 +94,10 @@ def _range(schema: Schema) -> str:
     return f" {low} … {high}" if high is not None else f" ≥ {low}"
 
 
-def _messages(schema: Schema) -> Iterator[str]:
+def _messages(path: str, schema: Schema) -> Iterator[tuple[str, str]]:
     for entry in schema.get("x-kubernetes-validations", []):
-        yield entry["message"]
-    for child in schema.get("properties", {}).values():
-        yield from _messages(child)
-    for key in ("items", "additionalProperties"):
-        if isinstance(schema.get(key), dict):
-            yield from _messages(schema[key])
-
-
-def _unique(texts: Iterator[str]) -> list[str]:
-    return list(dict.fromkeys(texts))
+        yield path, entry["message"]
+    for name, child in schema.get("properties", {}).items():
+        yield from _messages(f"{path}.{name}" if path else name, child)
+    if "items" in schema:
+        yield from _messages(f"{path}[]", schema["items"])
