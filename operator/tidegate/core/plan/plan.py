@@ -116,7 +116,7 @@ class _Result:
 
     def plan(self, shares: Mapping[LaneKey, tuple[Weight, ...]], calm: Mapping[LaneKey, Calm]) -> Plan:
         """The whole, in a stable order."""
-        blocked = {u.lane: f"{u.reason}: {u.replicas}" for u in self._unmet}
+        blocked = {u.lane: u.reason for u in self._unmet}
         return Plan(
             lanes=dict(sorted(self._lanes.items())),
             weights=dict(sorted(shares.items())),
@@ -165,7 +165,7 @@ class _Result:
         gpus = missing * share.want.lane.gpus
         message = f"{missing} replicas ({gpus} GPUs) are missing: {text}"
         self._unmet.append(Unmet(key, pool, missing, gpus, reason, message))
-        if self._memory.blocked.get(key) != f"{reason}: {missing}":
+        if self._memory.blocked.get(key) != reason:
             self._tell(key, pool, "blocked", reason, message, applied)
 
     def tell_weights(self, shares: Mapping[LaneKey, tuple[Weight, ...]]) -> None:
