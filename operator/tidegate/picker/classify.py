@@ -1,0 +1,61 @@
+"""The class of a request: pure, from what the model serves and what the header asks for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from tidegate.core.types import QoSClass
+from tidegate.facts.endpoints import ServedModel
+
+CLASS_HEADERS: Final = ("x-tidegate-qos", "x-llm-d-inference-objective", "x-gateway-inference-objective")
+"""The first that is there counts; the others are the ecosystem's names for the same."""
+MAX_PRIORITY: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """No class can be had: what to tell the client."""
+
+    message: str
+
+
+def named_class(headers: Mapping[str, str]) -> str | None:
+    """The class that the request asks for by header, if any."""
+    return next((value for name in CLASS_HEADERS if (value := headers.get(name, "").strip())), None)
+
+
+def candidates(model: ServedModel, named: str | None) -> tuple[str, ...] | Denied:
+    """Classes to try for a caller, in order: the first that it may use is the request's.
+
+    A header picks one of them. It can only ever lower what the caller has: the right to use the
+    class that it names is checked like any other.
+    """
+    name = "/".join(model.key)
+    if not model.classes:
+        return Denied(
+            f"model {name} serves no class that exists; set spec.classes or mark a default QoSClass"
+        )
+    if named is None:
+        return model.classes
+    if named not in model.classes:
+        return Denied(f"model {name} does not serve class {named!r}; it serves {', '.join(model.classes)}")
+    return (named,)
+
+
+def trusted(model: ServedModel, named: str | None, classes: Mapping[str, QoSClass]) -> str | Denied:
+    """The class where a gateway's header is trusted; the least important where it says nothing."""
+    found = candidates(model, named)
+    if isinstance(found, Denied):
+        return found
+    return min(found, key=lambda c: (classes[c].priority, c))
+
+
+def vllm_priority(qos: QoSClass) -> int:
+    """VLLM's scale: lower is earlier, 0 the most important there can be."""
+    return MAX_PRIORITY - qos.priority
+
+
+def triton_priority(qos_class: str, model: ServedModel, classes: Mapping[str, QoSClass]) -> int:
+    """Triton's scale: 1 is highest, and no more levels than the model serves classes."""
+    ordered = sorted(model.classes, key=lambda c: (-classes[c].priority, c))
+    return ordered.index(qos_class) + 1

@@ -1,0 +1,82 @@
+"""The queue, run on an event loop: requests wait here as futures."""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable
+
+from tidegate.core.flow import Ask, Dispatch, Flow, Refused
+from tidegate.core.load import EngineReport
+from tidegate.facts.endpoints import World
+from tidegate.picker.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.25
+"""Headroom is lent and old reports distrusted as time passes, so the queue is looked at this often."""
+
+
+class Desk:
+    """Owns the Flow and the facts. All of it runs on one loop, so nothing needs a lock."""
+
+    def __init__(self, flow: Flow, clock: Callable[[], float] = time.monotonic) -> None:
+        self.flow = flow
+        self.world = World()
+        self.metrics = Metrics(flow)
+        self.clock = clock
+        self._numbers = itertools.count(1)
+        self._futures: dict[int, asyncio.Future[Dispatch | Refused]] = {}
+
+    def number(self) -> int:
+        """A number for a new request."""
+        return next(self._numbers)
+
+    def submit(self, ask: Ask) -> "asyncio.Future[Dispatch | Refused]":
+        """Queue a request; the future has its endpoint or its refusal. End it with `end`, always."""
+        future: asyncio.Future[Dispatch | Refused] = asyncio.get_running_loop().create_future()
+        refused = self.flow.admit(ask, self.clock())
+        if refused is not None:
+            future.set_result(refused)
+            return future
+        self.metrics.arrived(ask)
+        self._futures[ask.id] = future
+        self.pump()
+        return future
+
+    def end(self, number: int, *, whole: bool) -> None:
+        """A request is over, however it ended; harmless when it never was, or was ended before."""
+        self._futures.pop(number, None)
+        if self.flow.finish(number, self.clock(), whole=whole) is not None:
+            self.pump()
+
+    def set_world(self, world: World) -> None:
+        """Take new facts."""
+        self.world = world
+        self.flow.set_world(world.classes, world.flow_models, world.endpoints, self.clock())
+        self.pump()
+
+    def report(self, address: str, report: EngineReport, own: tuple[int, int]) -> None:
+        """Take an engine's report; `own` is what `flow.held` said before it was asked."""
+        self.flow.report(address, report, *own)
+        self.pump()
+
+    def pump(self) -> None:
+        """Tell everybody whose turn it is, and everybody whose time is over."""
+        now = self.clock()
+        for ask, refused in self.flow.expire(now):
+            self._settle(ask, refused)
+        for dispatch in self.flow.dispatch(now):
+            self.metrics.dispatched(dispatch.ask, dispatch.waited_s)
+            self._settle(dispatch.ask, dispatch)
+
+    def _settle(self, ask: Ask, verdict: Dispatch | Refused) -> None:
+        future = self._futures.pop(ask.id, None)
+        if future is not None and not future.done():
+            future.set_result(verdict)
+
+    async def run(self) -> None:
+        """Keep time until cancelled."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self.pump()

@@ -1,0 +1,106 @@
+"""What the picker tells Prometheus and the controller (names: docs/designs/0001-skeleton.md).
+
+Labels come from objects that exist, never from what a client wrote, so their number is bounded.
+"""
+
+from collections import Counter as Tally
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from tidegate.core.flow import Ask, Flow, ModelKey
+
+_LABELS = ("namespace", "model", "qos_class")
+_WAITS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """All of the picker's metrics, in a registry of their own."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "tidegate_requests",
+            "Requests that ended: answered, refused, cancelled by the client, or lost.",
+            (*_LABELS, "outcome"),
+            registry=self.registry,
+        )
+        self.arrivals = self._counter("tidegate_arrivals", "Requests admitted to the queue.")
+        self.prompts = self._counter("tidegate_prompt_tokens", "Estimated prompt tokens of arrivals.")
+        self.outputs = self._counter("tidegate_output_tokens", "Expected output tokens of arrivals.")
+        self.waits = Histogram(
+            "tidegate_queue_seconds",
+            "Wait in the central queue, from admission to dispatch.",
+            _LABELS,
+            buckets=_WAITS_S,
+            registry=self.registry,
+        )
+        self.reports = Counter(
+            "tidegate_engine_reports",
+            "Scrapes of engines, by whether they succeeded.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.registry.register(_Gauges(flow))
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, _LABELS, registry=self.registry)
+
+    def arrived(self, ask: Ask) -> None:
+        """Count an admitted request."""
+        labels = (*ask.model, ask.qos_class)
+        self.arrivals.labels(*labels).inc()
+        self.prompts.labels(*labels).inc(ask.prompt_tokens)
+        self.outputs.labels(*labels).inc(ask.output_tokens)
+
+    def dispatched(self, ask: Ask, waited_s: float) -> None:
+        """Note how long a request waited."""
+        self.waits.labels(*ask.model, ask.qos_class).observe(waited_s)
+
+    def ended(self, model: ModelKey, qos_class: str, outcome: str) -> None:
+        """Count a request out. Empty names: it ended before they were known."""
+        self.requests.labels(*model, qos_class, outcome).inc()
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _Gauges(Collector):
+    """What is waiting and in flight, counted when somebody asks."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the gauges; every class that a model serves has a value, be it 0."""
+        waiting: Tally[tuple[str, ...]] = Tally()
+        tokens: Tally[tuple[str, ...]] = Tally()
+        running: Tally[tuple[str, ...]] = Tally()
+        for model in self._flow.models.values():
+            for name in model.classes:
+                waiting[*model.key, name] = tokens[*model.key, name] = running[*model.key, name, name] = 0
+        for ask in self._flow.waiting():
+            waiting[*ask.model, ask.qos_class] += 1
+            tokens[*ask.model, ask.qos_class] += ask.prompt_tokens + ask.output_tokens
+        for ask, lane in self._flow.in_flight():
+            running[*ask.model, ask.qos_class, lane] += 1
+        yield _gauge("tidegate_queue_requests", "Requests in the central queue.", _LABELS, waiting)
+        yield _gauge("tidegate_queue_tokens", "Estimated tokens of what is queued.", _LABELS, tokens)
+        yield _gauge(
+            "tidegate_inflight_requests",
+            "Requests dispatched whose last byte was not seen yet; lane: class of the replica's lane.",
+            (*_LABELS, "lane"),
+            running,
+        )
+
+
+def _gauge(
+    name: str, text: str, labels: tuple[str, ...], values: Tally[tuple[str, ...]]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family

@@ -1,0 +1,189 @@
+"""The picker's process: ext_proc over gRPC, health over gRPC, metrics and state over HTTP."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import orjson
+from aiohttp import web
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as pb_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from tidegate.adapters.kube import Kube
+from tidegate.core.flow import Flow, Policy
+from tidegate.picker.cluster import Cluster
+from tidegate.picker.desk import Desk
+from tidegate.picker.engines import Engines
+from tidegate.picker.exchange import DEFAULT_MAX_BODY, ProtocolError
+from tidegate.picker.identity import Identity
+from tidegate.picker.service import Service, Settings
+
+log = logging.getLogger(__name__)
+
+EXT_PROC_SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
+HEALTH_SERVICES: Final = ("", "liveness", "readiness", EXT_PROC_SERVICE)
+
+_GRPC_OPTIONS: Final = (
+    ("grpc.so_reuseport", 0),  # a second picker on the port is an error, not a rival
+    ("grpc.max_receive_message_length", 16 << 20),
+    # Envoy pings an idle connection; gRPC's default takes that for an attack and hangs up.
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How `tidegate picker` was called."""
+
+    host: str = "127.0.0.1"
+    ext_proc_port: int = 9002
+    health_port: int = 9003
+    http_port: int = 9091
+    kubeconfig: str | None = None
+    qos: bool = True
+    trust_class_header: bool = False
+    max_body: int = DEFAULT_MAX_BODY
+    drain_s: float = 10.0
+
+
+class _Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]  # generated, untyped
+    """Pumps gRPC streams into the service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def Process(self, _requests: Any, context: Any) -> None:  # noqa: N802 -- gRPC's name
+        async def read() -> pb.ProcessingRequest | None:
+            message = await context.read()
+            return None if message is grpc.aio.EOF else message
+
+        try:
+            await self._service.serve(read, context.write)
+        except ProtocolError as error:
+            log.error("%s", error)  # noqa: TRY400 -- says all; a traceback for each request would not
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except (grpc.aio.UsageError, grpc.aio.InternalError) as error:
+            log.debug("stream ended while writing: %s", error)
+
+
+class Picker:
+    """All of it, from start to stop."""
+
+    def __init__(self, options: Options, kube: Kube) -> None:
+        self.options = options
+        self.desk = Desk(Flow(Policy(qos=options.qos)))
+        settings = Settings(options.qos, options.trust_class_header, options.max_body)
+        self.service = Service(self.desk, Identity(kube, self.desk.clock), settings)
+        self.cluster = Cluster(kube, self.desk)
+        self.engines = Engines(self.desk)
+        self.stopping = False
+        self._health = health.aio.HealthServicer()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be placed: the facts are here, and it is not stopping."""
+        return self.cluster.synced.is_set() and not self.stopping
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Serve while the block runs, then finish what is under way, within the bound.
+
+        Raises:
+            OSError: A port is taken.
+        """
+        o = self.options
+        ext_proc = grpc.aio.server(options=_GRPC_OPTIONS)
+        pb_grpc.add_ExternalProcessorServicer_to_server(_Processor(self.service), ext_proc)
+        checks = grpc.aio.server(options=_GRPC_OPTIONS)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, checks)
+        for server, port in ((ext_proc, o.ext_proc_port), (checks, o.health_port)):
+            _listen(server, o.host, port)
+        runner = web.AppRunner(self._app(), access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, o.host, o.http_port).start()
+        await checks.start()
+        await self._health.set("liveness", health_pb2.HealthCheckResponse.SERVING)
+        loops = [self.cluster.run(), self.engines.run(), self.desk.run(), self._announce()]
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        await ext_proc.start()
+        try:
+            yield
+        finally:
+            self.stopping = True
+            await self._set_health()
+            await ext_proc.stop(o.drain_s)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await checks.stop(0)
+            await runner.cleanup()
+
+    async def _announce(self) -> None:
+        """Turn health to serving once there are facts."""
+        await self._set_health()
+        await self.cluster.synced.wait()
+        await self._set_health()
+        log.info(
+            "ready: %d models, %d endpoints", len(self.desk.world.models), len(self.desk.world.endpoints)
+        )
+
+    async def _set_health(self) -> None:
+        states = health_pb2.HealthCheckResponse
+        state = states.SERVING if self.ready else states.NOT_SERVING
+        for name in HEALTH_SERVICES:
+            if name != "liveness":
+                await self._health.set(name, state)
+
+    def _app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/debug/state", self._state)
+        return app
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        if self.ready:
+            return web.Response(text="ok\n")
+        why = "stopping" if self.stopping else "classes, models and pods are not listed yet"
+        return web.Response(status=503, text=f"{why}\n")
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(
+            body=self.desk.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"}
+        )
+
+    async def _state(self, _request: web.Request) -> web.Response:
+        state = self.desk.flow.snapshot(self.desk.clock())
+        state["api_server_connected"] = self.cluster.connected
+        state["notes"] = list(self.desk.world.notes)
+        return web.Response(body=orjson.dumps(state), content_type="application/json")
+
+
+def _listen(server: grpc.aio.Server, host: str, port: int) -> None:
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: is another picker running there? ({error})") from error
+
+
+async def run(options: Options) -> None:
+    """Run until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    async with await Kube.connect(options.kubeconfig) as kube, Picker(options, kube).serving():
+        await stop.wait()
+        log.info("stopping: what is under way may take %.0f s", options.drain_s)
