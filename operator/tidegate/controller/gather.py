@@ -12,12 +12,13 @@ from tidegate.api.modeldeployment import ModelDeployment
 from tidegate.api.qosclass import QoSClass
 from tidegate.controller.world import World
 from tidegate.core import reasons
-from tidegate.core import types as core
 from tidegate.core.plan.types import Demand, LaneKey, Model, Snapshot
+from tidegate.core.types import Pod, Pool
 from tidegate.facts import classes as class_facts
 from tidegate.facts import lanes as lane_facts
 from tidegate.facts import pods as pod_facts
 from tidegate.facts import pools as pool_facts
+from tidegate.facts.quantities import DEFAULT_RESOURCE, devices
 
 Object = dict[str, Any]
 
@@ -51,9 +52,9 @@ class PoolFacts:
     raw: Object
     obj: GPUPool | None
     problem: Problem | None = None
-    core: core.Pool | None = None
+    core: Pool | None = None
     matched: tuple[Object, ...] = ()
-    pods: tuple[core.Pod, ...] = ()
+    pods: tuple[Pod, ...] = ()
     holders: tuple[str, ...] = ()
 
     @property
@@ -77,6 +78,8 @@ class ModelFacts:
     lane_problems: Mapping[str, Problem] = field(default_factory=dict)
     hands_off: str = ""
     model: Model | None = None
+    largest_node: int = 0
+    """GPUs of its pool's largest node, ready or not; 0 when it is not known."""
 
     @property
     def ref(self) -> str:
@@ -126,6 +129,10 @@ def gather(world: World, demand: Mapping[LaneKey, Demand], *, demand_fresh: bool
     planned = [m.model for m in models.values() if m.model and not m.deleting]
     pods, pod_pool = _pods(world, classes, planned, [o for _, o, _ in pool_objects if o])
     pools = _pools(world, pool_objects, labels, pods, pod_pool, models)
+    models = {
+        ref: replace(m, largest_node=_largest(pools[m.pool])) if m.pool in pools else m
+        for ref, m in models.items()
+    }
     snapshot = Snapshot(
         classes={n: class_facts.qos_class(o) for n, o in classes.items()},
         pools={n: p.core for n, p in pools.items() if p.core},
@@ -224,10 +231,10 @@ def _lane_problem(
 
 def _pods(
     world: World, classes: Mapping[str, QoSClass], models: Iterable[Model], pools: Iterable[GPUPool]
-) -> tuple[list[core.Pod], dict[str, str]]:
+) -> tuple[list[Pod], dict[str, str]]:
     """Pods that hold or want GPUs, and by UID the pool that their label names."""
     minimums = lane_facts.minimums(models)
-    resources = sorted({pool_facts.resource(p) for p in pools}) or [pool_facts.DEFAULT_RESOURCE]
+    resources = sorted({pool_facts.resource(p) for p in pools}) or [DEFAULT_RESOURCE]
     found, labelled = [], {}
     for raw in world.objects(k.POD):
         for resource in resources:
@@ -242,7 +249,7 @@ def _pools(
     world: World,
     objects: list[tuple[Object, Any, Problem | None]],
     namespaces: Mapping[str, dict[str, str]],
-    pods: list[core.Pod],
+    pods: list[Pod],
     pod_pool: Mapping[str, str],
     models: Mapping[str, ModelFacts],
 ) -> dict[str, PoolFacts]:
@@ -266,6 +273,14 @@ def _pools(
         mine = tuple(p for p in pods if (p.node in there if p.node else pod_pool.get(p.uid) == label))
         pools[name] = PoolFacts(raw, obj, None, pool, matched, mine, holders)
     return pools
+
+
+def _largest(pool: PoolFacts) -> int:
+    resource = pool_facts.resource(pool.obj) if pool.obj else DEFAULT_RESOURCE
+    sizes = (
+        devices(((n.get("status") or {}).get("allocatable") or {}).get(resource) or 0) for n in pool.matched
+    )
+    return max(sizes, default=0)
 
 
 def _named_pools(raw: Object) -> list[str]:

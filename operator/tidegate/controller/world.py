@@ -19,6 +19,9 @@ CHILD_KINDS: Final = (k.DEPLOYMENT, k.SERVICE, k.PRIORITY_CLASS)
 RESYNC_S: Final = 15.0
 """The three kinds are listed this often whatever events say."""
 
+_WRITTEN_S: Final = 10.0
+"""How long a write's own answer is believed without the watch having shown it."""
+
 _CHILDREN: Final = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER}"
 
 
@@ -35,6 +38,7 @@ class World:
         self._own: dict[Kind, dict[Key, Object]] = {}
         self._listed_at: dict[Kind, float] = {}
         self._marked: set[Kind] = set(OWN_KINDS)
+        self._written: dict[tuple[Kind, Key], tuple[float, Object]] = {}
         live = "status.phase!=Succeeded,status.phase!=Failed"
         self._watches = {
             k.POD: Reflector(kube, k.POD, fields=live, on_change=self._changed),
@@ -93,18 +97,40 @@ class World:
         return self._of(kind).get((namespace, name))
 
     def written(self, kind: Kind, obj: Object) -> None:
-        """Take in what a write returned, so that the next plan sees it before the watch does."""
-        self._of(kind)[_key(obj)] = obj
+        """Take in what a write returned: until the watch has caught up, it is the newer copy."""
+        self._written[kind, _key(obj)] = (asyncio.get_running_loop().time(), obj)
 
     def forget(self, kind: Kind, name: str, namespace: str = "") -> None:
         """Take out what is deleted."""
-        self._of(kind).pop((namespace, name), None)
+        self._written.pop((kind, (namespace, name)), None)
+        self._copy(kind).pop((namespace, name), None)
+
+    def _copy(self, kind: Kind) -> dict[Key, Object]:
+        return self._own.get(kind, {}) if kind in OWN_KINDS else self._watches[kind].objects
 
     def _of(self, kind: Kind) -> dict[Key, Object]:
-        return self._own.setdefault(kind, {}) if kind in OWN_KINDS else self._watches[kind].objects
+        copy = dict(self._copy(kind))
+        now = asyncio.get_running_loop().time()
+        for (of, key), (at, obj) in list(self._written.items()):
+            if of is kind:
+                seen = copy.get(key)
+                if now - at > _WRITTEN_S or (seen is not None and _version(seen) >= _version(obj)):
+                    del self._written[of, key]
+                else:
+                    copy[key] = obj
+        return copy
 
-    def _changed(self, _event: str, _obj: Object) -> None:
+    def _changed(self, event: str, obj: Object) -> None:
+        if event == "DELETED":
+            kind = next((x for x in self._watches if x.name == obj.get("kind")), None)
+            if kind is not None:
+                self._written.pop((kind, _key(obj)), None)
         self._dirty()
+
+
+def _version(obj: Object) -> int:
+    # Comparable as numbers: https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions
+    return int(obj["metadata"]["resourceVersion"])
 
 
 def _key(obj: Object) -> Key:
