@@ -195,8 +195,10 @@ class _Work:
         while heap:
             _, key, at = heapq.heappop(heap)
             share, upto = group[at], stage.upto(group[at].want)
-            share.refusal = self._one(this, share)
-            if share.refusal is None and share.granted < upto:
+            refusal = self._one(this, share)
+            if stage.displaces or share.refusal is None or share.granted >= share.want.firm:
+                share.refusal = refusal  # else the stage that could displace knows better why not
+            if refusal is None and share.granted < upto:
                 heapq.heappush(heap, (share.granted / upto, key, at))
 
     def _seats(self, this: _Round, share: Share, upto: int) -> None:

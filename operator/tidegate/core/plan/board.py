@@ -33,6 +33,7 @@ class Board:
     firm: list[int]
     seats: dict[LaneKey, list[Seat]] = field(default_factory=lambda: defaultdict(list))
     strays: list[Seat] = field(default_factory=list)
+    borrowed: list[Seat] = field(default_factory=list)
     foreign: int = 0
     _by_free: list[list[int]] = field(default_factory=list)
     _granted: set[str] = field(default_factory=set)
@@ -97,14 +98,14 @@ class Board:
         """Where a block can be made by displacing borrowed pods of lower classes."""
         found = Victims(self, gpus)
         by_node: defaultdict[int, list[Seat]] = defaultdict(list)
-        for seats in (*self.seats.values(), self.strays):
-            for seat in seats:
-                if seat.at is None or not seat.borrowed or seat.priority >= claimant.priority:
-                    continue
-                if not _ran_enough(seat.pod, claimant, classes, now):
-                    found.too_young += 1
-                elif self.alive(seat):
-                    by_node[seat.at].append(seat)
+        self.borrowed = [s for s in self.borrowed if self.alive(s)]
+        for seat in self.borrowed:
+            if seat.at is None or seat.priority >= claimant.priority:
+                continue
+            if _ran_enough(seat.pod, claimant, classes, now):
+                by_node[seat.at].append(seat)
+            else:
+                found.too_young += 1
         for at, seats in by_node.items():
             seats.sort(key=lambda s: (s.priority, -(s.pod.started_s or s.pod.created_s), s.pod.uid))
             found.offer(at, seats)
@@ -215,6 +216,8 @@ def lay_out(
         seat = Seat(pod, at, stands[pod.uid].borrowed, qos.priority)
         key = LaneKey(pod.namespace, pod.model or "", qos.name)
         (board.seats[key] if key in lanes else board.strays).append(seat)
+        if seat.borrowed:
+            board.borrowed.append(seat)
         if at is not None:
             board.free[at] -= pod.gpus
     board.index()

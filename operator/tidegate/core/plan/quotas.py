@@ -64,6 +64,10 @@ class Quotas:
 
     def refuse(self, key: LaneKey, gpus: int, reclaimable: bool) -> Refusal | None:
         """Why one more replica may not be had outside of its reservations, if so."""
+        if reclaimable and (refusal := self._borrow_limit(key, gpus)):
+            return refusal
+        if not any(self._room.values()):
+            return None  # nothing is kept for anybody: what is free decides
         qos = self._classes[key.qos_class]
         if not reclaimable and self._solid + gpus > self.unreserved:
             left = max(self.unreserved - self._solid, 0)
@@ -71,8 +75,6 @@ class Quotas:
                 f"needs {gpus} GPUs beyond the reservations of class {qos.name};"
                 f" {left} of pool {self._pool.name} are unreserved and not used"
             )
-        if reclaimable and (refusal := self._borrow_limit(key, gpus)):
-            return refusal
         for level in self._levels:
             if level > qos.priority:
                 break
