@@ -1,6 +1,71 @@
 """`tidegate controller`."""
 
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
 
-def controller() -> None:
-    """Not built yet."""
-    raise NotImplementedError
+import typer
+
+
+class LogFormat(StrEnum):
+    """Ways to write logs."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def controller(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of /metrics, /readyz and /debug/decisions.")] = 9090,
+    kubeconfig: Annotated[
+        Path | None, typer.Option(help="Kubeconfig; left out: $KUBECONFIG, or the pod's own account.")
+    ] = None,
+    picker_url: Annotated[
+        list[str] | None, typer.Option(help="URL of a picker to read the demand from; may be repeated.")
+    ] = None,
+    prometheus_url: Annotated[
+        str | None, typer.Option(help="URL of a Prometheus server to read the demand from instead.")
+    ] = None,
+    period: Annotated[str, typer.Option(help="Time between two plans, such as 1s.")] = "1s",
+    start_time: Annotated[
+        str, typer.Option(help="How long a replica takes to start, where it was not measured.")
+    ] = "60s",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_format: Annotated[LogFormat, typer.Option(help="text or json lines.")] = LogFormat.TEXT,
+) -> None:
+    """Run the controller: it turns the three kinds into lanes, and plans replicas every period."""
+    import asyncio
+
+    from tidegate.controller.logs import configure
+    from tidegate.controller.loop import Options
+    from tidegate.controller.run import Serving, StartError, run
+    from tidegate.core.plan.types import Policy
+
+    try:
+        configure(log_level, json_lines=log_format is LogFormat.JSON)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--log-level") from error
+    options = Options(
+        kubeconfig=str(kubeconfig) if kubeconfig else None,
+        picker_urls=tuple(picker_url or ()),
+        prometheus_url=prometheus_url,
+        period_s=_seconds(period, "--period"),
+        policy=Policy(start_time_s=_seconds(start_time, "--start-time")),
+    )
+    try:
+        asyncio.run(run(Serving(host, port, options)))
+    except StartError as error:
+        typer.echo(f"tidegate controller: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _seconds(text: str, option: str) -> float:
+    from tidegate.api.common import parse_duration
+
+    try:
+        value = parse_duration(text).total_seconds()
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+    if value <= 0:
+        raise typer.BadParameter("must be longer than 0s", param_hint=option)
+    return value

@@ -33,6 +33,10 @@ class Reading(Protocol):
         """Demand by class of a model, and whether all of it is fresh."""
         ...
 
+    async def close(self) -> None:
+        """Close its connections."""
+        ...
+
 
 def by_lane(samples: Iterable[Sample], wanted: Sequence[str]) -> Values:
     """Sum samples by metric and (namespace, model, qos_class)."""
