@@ -92,7 +92,7 @@ class Costs:
         for name, priority in self._others.items():
             grown = short.get(name, 0) - self._before.get(name, 0)
             if grown > 0:
-                below = self._after.standing.reservation is not None and priority < self._priority
+                below = self._after.claim is not None and priority < self._priority
                 worst = max(
                     worst,
                     (Cost.BELOW if below else Cost.FORBIDDEN, self._lacks(name, grown)),
@@ -103,7 +103,7 @@ class Costs:
             for name in self._others:
                 grown = open_only.get(name, 0) - self._kept_before.get(name, 0)
                 if grown > 0:
-                    own = self._after.standing.reservation is not None
+                    own = self._after.claim is not None
                     return Cost.BELOW if own else Cost.FORBIDDEN, self._keeps(name)
         return worst
 

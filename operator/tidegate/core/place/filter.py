@@ -64,11 +64,12 @@ def _judge(pod: Pod, view: View, candidates: Collection[str], limit: int, avoid:
     }
     inside = [n for n in candidates if n in view.nodes]
     limits = view.borrow_limit(pod)
-    if after.standing.borrowed and limits is not None and limits[0] + pod.gpus > limits[1]:
+    more = after.borrows(pod.gpus)
+    if more > 0 and limits is not None and limits[0] + more > limits[1]:
         why = Why(
             reasons.BORROW_LIMIT,
             f"class {pod.qos_class} borrows {limits[0]} GPUs and may borrow {limits[1]} (maxBorrow);"
-            f" the pod asks for {pod.gpus} more",
+            f" the pod would make it {more} more",
         )
         # Giving lower pods up would not lower what this class borrows.
         return Feasible((), {}, outside | dict.fromkeys(inside, why))

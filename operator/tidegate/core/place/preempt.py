@@ -67,7 +67,7 @@ def _choose(
     max_grants: int,
 ) -> Preemption:
     after = view.after(pod)
-    home = after.standing.reservation
+    home = after.claim
     if home is None:
         return Preemption({}, _no_claim(pod, view))
     if len(view.grants) >= max_grants:

@@ -39,14 +39,20 @@ class Assumed:
 class After:
     """What would change if a pod stood in the pool.
 
-    `standing` is its own; `unmet` is GPUs by reservation; `flips` are changes of what nodes could
-    give back, as (node, priority, GPUs), since a pod that is older than others may take their place
-    in a reservation.
+    `claim` is a reservation that covers it and has room for it now; a pod that is older than others
+    of its class may take their place in a full one (that is its `standing`), but that asks nothing
+    back from anybody. `unmet` is GPUs by reservation; `flips` are changes of what nodes could
+    give back, as (node, priority, GPUs), since those whose place it takes may borrow from then on.
     """
 
     standing: Standing
     unmet: Mapping[str, int]
+    claim: str | None = None
     flips: tuple[tuple[str, int, int], ...] = ()
+
+    def borrows(self, gpus: int) -> int:
+        """GPUs by which the borrowing of the pod's class grows, when it asks for `gpus`."""
+        return (gpus if self.standing.borrowed else 0) + sum(change for _, _, change in self.flips)
 
 
 @dataclass(slots=True)
@@ -273,7 +279,15 @@ class View:
             for p in tail
             if p.node is not None and found[p.uid].borrowed != book.standing[p.uid].borrowed
         )
-        return After(found[pod.uid], unmet | room, flips)
+        claim = next(
+            (
+                r.name
+                for r in book.reservations
+                if r.covers(book.qos.name, pod.namespace) and book.room[r.name] >= pod.gpus
+            ),
+            None,
+        )
+        return After(found[pod.uid], unmet | room, claim, flips)
 
     # -- bookkeeping
 
