@@ -121,8 +121,9 @@ Replicas = Annotated[int, Field(ge=0, le=10_000)]
 IntOrString = Annotated[
     int | str,
     Field(union_mode="left_to_right"),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 32}),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 32, "pattern": "^[0-9]{1,3}%$"}),
 ]
+"""A number, or a share such as 25%. The pattern holds for strings only."""
 Quantity = Annotated[
     int | str,
     Field(union_mode="left_to_right"),

@@ -125,7 +125,9 @@ class Kube:
     ) -> Object:
         """Create an object, or a subresource of `name` (`token`, `eviction`, `binding`)."""
         namespace = obj.get("metadata", {}).get("namespace")
-        return await self.request("POST", kind.path(namespace, name, subresource), body=obj)
+        # A custom resource is refused without both; a subresource is an object of another kind.
+        full = obj if subresource else {"apiVersion": kind.api_version, "kind": kind.name, **obj}
+        return await self.request("POST", kind.path(namespace, name, subresource), body=full)
 
     async def replace(self, kind: Kind, obj: Mapping[str, Any]) -> Object:
         """Update an object as read: a stale resourceVersion is ApiError(409)."""
