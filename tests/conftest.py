@@ -4,6 +4,7 @@ They fail, and do not skip, where the programs cannot be had: a test that did no
 """
 
 import asyncio
+import contextlib
 import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -11,7 +12,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 
 from tidegate.adapters.kube import ApiError, Kube, kinds
+from tidegate.local.binaries import BinaryError, find_all
 from tidegate.local.cluster import CONTROL_PLANE, LocalCluster
+from tidegate.local.components import PROGRAMS
 
 MakeNamespace = Callable[..., Awaitable[str]]
 
@@ -19,6 +22,16 @@ MakeNamespace = Callable[..., Awaitable[str]]
 def say(text: str) -> None:
     """Progress, past pytest's capture: a first build of the control plane takes minutes."""
     print(f"[local cluster] {text}", file=sys.__stderr__, flush=True)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the control plane before the first test, whose time limit does not allow for it."""
+    wanted = {"control_plane", "stack"}
+    fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    if fixtures & wanted and not session.config.option.collectonly:
+        # What goes wrong is told by the fixture that needs the programs.
+        with contextlib.suppress(BinaryError):
+            find_all(sorted({PROGRAMS[name] for name in CONTROL_PLANE}), say)
 
 
 @pytest.fixture(scope="session")

@@ -256,3 +256,17 @@ def kubeconfig(
     """Print the path of the administrator's kubeconfig."""
     path = _attach(directory).kubeconfig
     typer.echo(f"export KUBECONFIG={path}" if export else str(path))
+
+
+@app.command()
+def build() -> None:
+    """Find the control plane's programs, or build them now rather than at the first `up`."""
+    from tidegate.local.binaries import BinaryError, find_all
+    from tidegate.local.components import PROGRAMS
+
+    try:
+        found = find_all(sorted(set(PROGRAMS.values())), _progress)
+    except BinaryError as error:
+        _fail(error)
+    for name, path in sorted(found.items()):
+        typer.echo(f"{name:<25}{path}")

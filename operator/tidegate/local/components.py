@@ -94,7 +94,11 @@ def etcd(c: Context) -> Component:
 
 
 def apiserver(c: Context) -> Component:
-    """kube-apiserver: RBAC, tokens from a file and of service accounts."""
+    """kube-apiserver: RBAC, tokens from a file and of service accounts.
+
+    Asked to stop it waits for every open watch, up to a minute; etcd has the state, so it may be
+    killed long before.
+    """
     argv = [
         c.programs["kube-apiserver"],
         *_flags(bind_address=c.address, advertise_address=c.address, secure_port=c.ports["api"]),
@@ -113,7 +117,7 @@ def apiserver(c: Context) -> Component:
         *_flags(v=1),
     ]
     probe = Probe(c.url("api", "https") + "/readyz", c.layout.pki / "ca.crt")
-    return Component("kube-apiserver", tuple(argv), wave=1, probe=probe, stop_s=8.0)
+    return Component("kube-apiserver", tuple(argv), wave=1, probe=probe, stop_s=3.0)
 
 
 def controller_manager(c: Context) -> Component:
