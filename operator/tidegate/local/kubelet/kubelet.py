@@ -17,6 +17,7 @@ from tidegate.local.kubelet import server, status
 from tidegate.local.kubelet.addresses import Addresses
 from tidegate.local.kubelet.clock import Clock
 from tidegate.local.kubelet.devices import Devices
+from tidegate.local.kubelet.events import Recorder
 from tidegate.local.kubelet.handlers import Handlers
 from tidegate.local.kubelet.images import Image
 from tidegate.local.kubelet.model import GPU, Object, read_pod
@@ -170,10 +171,13 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         kube = await stack.enter_async_context(await Kube.connect(settings.kubeconfig))
         handlers = Handlers(processes)
         stack.push_async_callback(handlers.close)
+        recorder = Recorder(kube, clock)
+        stack.push_async_callback(recorder.close)
         services = Services(
             kube=kube,
             processes=processes,
             handlers=handlers,
+            recorder=recorder,
             clock=clock,
             images=settings.images,
             base_env={**settings.base_env, **marker},

@@ -74,19 +74,19 @@ def _hasten(cs: ContainerState, by: float) -> ContainerState:
 def _observe(pod: Pod, spec: Container, cs: ContainerState, event: Event, now: float) -> ContainerState:
     match event:
         case Started():
-            return _started(spec, cs, event, now)
+            cs = _started(spec, cs, event, now)
         case NotStarted():
-            return _not_started(cs, event, now)
+            cs = _not_started(cs, event, now)
         case Exited():
-            return _exited(cs, event, now)
+            cs = _exited(cs, event, now)
         case Probed() if cs.phase is Phase.RUNNING and event.runs == cs.runs:
-            return _probed(pod, spec, cs, event, now)
+            cs = _probed(pod, spec, cs, event, now)
         case HookDone() if cs.stop and cs.stop.hook is Hook.RUNNING and event.runs == cs.runs:
-            return replace(cs, stop=_hook_over(cs.stop, now))
+            cs = replace(cs, stop=_hook_over(cs.stop, now))
         case ImageChanged() if cs.phase is Phase.WAITING:
-            return replace(cs, retry_s=now, delay_s=0.0)
+            cs = replace(cs, retry_s=now, delay_s=0.0)
         case ImageChanged() if cs.phase is Phase.RUNNING and cs.stop is None:
-            return replace(cs, stop=Stop(now + pod.grace_s))
+            cs = replace(cs, stop=Stop(now + pod.grace_s))
     return cs
 
 
@@ -148,19 +148,16 @@ def _probed(pod: Pod, spec: Container, cs: ContainerState, event: Probed, now: f
         return cs
     counted, verdict = record(probe, cs.probes[event.kind], event.ok, now)
     cs = replace(cs, probes={**cs.probes, event.kind: counted})
-    if verdict is None:
-        return cs
-    if event.kind is ProbeKind.READINESS:
-        return replace(cs, ready=verdict)
-    if not verdict:
-        if cs.stop is not None:
-            return cs
-        grace = pod.grace_s if probe.grace_s is None else probe.grace_s
-        return replace(cs, ready=False, stop=Stop(now + grace))
-    if event.kind is ProbeKind.STARTUP and not cs.started:
-        # The other probes' delays count from the start: most are due at once.
-        late = {kind: replace(p, due_s=max(now, p.due_s)) for kind, p in cs.probes.items()}
-        return replace(cs, started=True, ready=spec.readiness is None, probes=late)
+    match event.kind:
+        case ProbeKind.READINESS if verdict is not None:
+            return replace(cs, ready=verdict)
+        case ProbeKind.STARTUP if verdict and not cs.started:
+            # The other probes' delays count from the start: most are due at once.
+            late = {kind: replace(p, due_s=max(now, p.due_s)) for kind, p in cs.probes.items()}
+            return replace(cs, started=True, ready=spec.readiness is None, probes=late)
+        case ProbeKind.STARTUP | ProbeKind.LIVENESS if verdict is False and cs.stop is None:
+            grace = pod.grace_s if probe.grace_s is None else probe.grace_s
+            return replace(cs, ready=False, stop=Stop(now + grace))
     return cs
 
 
@@ -251,7 +248,7 @@ def _decide_waiting(pod: Pod, state: PodState, spec: Container, cs: ContainerSta
     return cs, (), cs.retry_s if cs.retry_s < float("inf") else None
 
 
-def _decide_running(pod: Pod, state: PodState, spec: Container, cs: ContainerState, now: float) -> _Step:
+def _decide_running(_pod: Pod, state: PodState, spec: Container, cs: ContainerState, now: float) -> _Step:
     if state.delete_by_s is not None and cs.stop is None:
         cs = replace(cs, stop=Stop(state.delete_by_s))
     actions: tuple[Action, ...] = ()

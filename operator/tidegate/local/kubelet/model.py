@@ -157,13 +157,7 @@ def _container(raw: Object, *, init: bool) -> Container:
     probes: dict[str, Probe | None] = dict.fromkeys(("startup", "readiness", "liveness"))
     pre_stop: Handler | None = None
     try:
-        if lifecycle.get("postStart"):
-            raise _UnsupportedError("lifecycle.postStart is not supported on a process node: remove it")
-        if init and raw.get("restartPolicy"):
-            raise _UnsupportedError(
-                "restartPolicy on an init container (a sidecar) is not supported on a process node:"
-                " make it an ordinary container"
-            )
+        _check(raw, init=init)
         for name in probes:
             probes[name] = _probe(f"{name}Probe", raw.get(f"{name}Probe"), ports)
         if hook := lifecycle.get("preStop"):
@@ -184,6 +178,17 @@ def _container(raw: Object, *, init: bool) -> Container:
         init=init,
         problem=problem,
     )
+
+
+def _check(raw: Object, *, init: bool) -> None:
+    """Refuse what would be silently left out."""
+    if (raw.get("lifecycle") or {}).get("postStart"):
+        raise _UnsupportedError("lifecycle.postStart is not supported on a process node: remove it")
+    if init and raw.get("restartPolicy"):
+        raise _UnsupportedError(
+            "restartPolicy on an init container (a sidecar) is not supported on a process node:"
+            " make it an ordinary container"
+        )
 
 
 def _probe(where: str, raw: Object | None, ports: Mapping[str, int]) -> Probe | None:

@@ -19,6 +19,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tidegate.local.kubelet.sessions import kill_sessions
@@ -143,10 +144,18 @@ def _child(
         os.environ.clear()
         os.environ.update(request["env"])
         sys.argv = [request["entry"], *argv]
+        _rename(request["entry"])
         os.close(failed)
         _call(function, argv)
     finally:
         os._exit(1)
+
+
+def _rename(entry: str) -> None:
+    """Show the engine's name, and not the template's, in `ps` and `top`."""
+    name = entry.partition(":")[0].rpartition(".")[2]
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
 
 
 def _redirect(fds: list[int]) -> None:
@@ -160,7 +169,7 @@ def _redirect(fds: list[int]) -> None:
 
 def _execute(argv: list[str], env: dict[str, str], failed: int) -> NoReturn:
     try:
-        os.execvpe(argv[0], argv, env)
+        os.execvpe(argv[0], argv, env)  # noqa: S606 - no shell is wanted
     except (OSError, ValueError) as error:
         what = "executable file not found in $PATH" if isinstance(error, FileNotFoundError) else str(error)
         os.write(failed, f'exec: "{argv[0]}": {what}'.encode()[:4096])

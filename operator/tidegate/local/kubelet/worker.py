@@ -17,6 +17,7 @@ from tidegate.adapters.kube.kinds import CONFIG_MAP, SECRET
 from tidegate.local.kubelet import images, machine
 from tidegate.local.kubelet.clock import Clock
 from tidegate.local.kubelet.env import EnvError, environment, expand, sources
+from tidegate.local.kubelet.events import Recorder, note_of, notes_of_decision
 from tidegate.local.kubelet.handlers import Handlers
 from tidegate.local.kubelet.logs import LogWriter, log_path, pump
 from tidegate.local.kubelet.model import Container, Object, Pod, read_pod
@@ -57,6 +58,7 @@ class Services:
     kube: Kube
     processes: Processes
     handlers: Handlers
+    recorder: Recorder
     clock: Clock
     images: Mapping[str, images.Image]
     base_env: Mapping[str, str]
@@ -112,8 +114,10 @@ class Worker:
                 now = clock.now()
                 events, self._inbox = self._inbox, []
                 for event in events:
-                    self.state = machine.observe(self.pod, self.state, event, now)
+                    self._observe(event, now)
                 decision = machine.decide(self.pod, self.state, now)
+                for note in notes_of_decision(self.state, decision):
+                    self._services.recorder.record(self.pod, note)
                 self.state = decision.state
                 for action in decision.actions:
                     self._do(action)
@@ -192,6 +196,15 @@ class Worker:
         return log_path(self._services.state_dir, self.pod.uid, container, run), alive, ""
 
     # --- the loop's hands ------------------------------------------------------------------
+
+    def _observe(self, event: Event, now: float) -> None:
+        before = self.state.containers
+        self.state = machine.observe(self.pod, self.state, event, now)
+        if isinstance(event, Deleted) or event.container not in before:
+            return
+        note = note_of(before[event.container], self.state.containers[event.container], event)
+        if note is not None:
+            self._services.recorder.record(self.pod, note)
 
     def _tell(self, event: Event) -> None:
         self._inbox.append(event)
