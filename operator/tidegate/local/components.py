@@ -114,7 +114,6 @@ def apiserver(c: Context) -> Component:
         *_flags(kubelet_preferred_address_types="InternalIP", kubelet_certificate_authority=c.pki("ca.crt")),
         *_flags(kubelet_client_certificate=c.pki("kubelet-client.crt")),
         *_flags(kubelet_client_key=c.pki("kubelet-client.key")),
-        *_flags(v=1),
     ]
     probe = Probe(c.url("api", "https") + "/readyz", c.layout.pki / "ca.crt")
     return Component("kube-apiserver", tuple(argv), wave=1, probe=probe, stop_s=3.0)
@@ -128,7 +127,7 @@ def controller_manager(c: Context) -> Component:
         *_flags(kubeconfig=c.layout.kubeconfig_of("kube-controller-manager"), leader_elect="false"),
         *_flags(secure_port=0, controllers=controllers, use_service_account_credentials="true"),
         *_flags(service_account_private_key_file=c.pki("sa.key"), root_ca_file=c.pki("ca.crt")),
-        *_flags(kube_api_qps=100, kube_api_burst=200, v=1),
+        *_flags(kube_api_qps=100, kube_api_burst=200),
     ]
     return Component("kube-controller-manager", tuple(argv), wave=2)
 
@@ -140,7 +139,9 @@ def _scheduler(c: Context, name: str, listener: str) -> Component:
         *_flags(bind_address=c.address, secure_port=c.ports[listener]),
         *_flags(tls_cert_file=c.pki("scheduler.crt"), tls_private_key_file=c.pki("scheduler.key")),
         *_flags(authentication_kubeconfig=c.layout.kubeconfig_of("kube-scheduler")),
-        *_flags(authorization_kubeconfig=c.layout.kubeconfig_of("kube-scheduler"), v=1),
+        *_flags(authorization_kubeconfig=c.layout.kubeconfig_of("kube-scheduler")),
+        # There is no front proxy, whose CA it would look for, and complain about, every 20 s.
+        "--authentication-skip-lookup=true",
     ]
     probe = Probe(c.url(listener, "https") + "/healthz", c.layout.pki / "ca.crt")
     return Component(name, tuple(argv), wave=4 if name == "tidegate-scheduler" else 2, probe=probe)
@@ -206,7 +207,8 @@ def picker(c: Context) -> Component:
         *("--health-port", str(c.ports["picker-health"])),
         *("--http-port", str(c.ports["picker"])),
     )
-    return Component("picker", argv, wave=4, probe=Probe(c.url("picker") + "/readyz"))
+    # It lets requests under way end for 10 s after SIGTERM.
+    return Component("picker", argv, wave=4, probe=Probe(c.url("picker") + "/readyz"), stop_s=12.0)
 
 
 def envoy(c: Context) -> Component:

@@ -8,6 +8,7 @@ that the supervisor stays small; doing it again changes nothing.
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ async def install(kube: Kube, objects: Iterable[Object]) -> None:
         await kube.apply(kinds.CRD, definition, manager=names.FIELD_MANAGER, force=True)
     for definition in (obj for obj in ordered if obj["kind"] == "CustomResourceDefinition"):
         name = definition["metadata"]["name"]
-        await _until(lambda name=name: _established(kube, name), f"CRD {name} to be established")  # type: ignore[misc]
+        await _until(partial(_established, kube, name), f"CRD {name} to be established")
+        await _until(partial(_served, kube, definition), f"{name} to be served")
     for obj in ordered:
         if obj["kind"] != "CustomResourceDefinition":
             await kube.apply(kind_of(obj), obj, manager=names.FIELD_MANAGER, force=True)
@@ -84,6 +86,21 @@ async def _established(kube: Kube, name: str) -> bool:
     return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
 
+async def _served(kube: Kube, definition: Object) -> bool:
+    """Whether objects can be listed: an established kind answers 404 and 429 for a moment more."""
+    spec = definition["spec"]
+    kind = Kind(
+        f"{spec['group']}/{spec['versions'][0]['name']}", spec["names"]["plural"], spec["names"]["kind"]
+    )
+    try:
+        await kube.list(kind)
+    except ApiError as error:
+        if error.status in (404, 429):
+            return False
+        raise
+    return True
+
+
 async def _exists(kube: Kube, kind: Kind, name: str, namespace: str | None = None) -> bool:
     try:
         await kube.get(kind, name, namespace)
@@ -108,6 +125,7 @@ async def run(layout: Layout) -> None:
     objects = [*install_objects(namespace=names.SYSTEM_NAMESPACE), kubelet_binding()]
     async with await Kube.connect(str(layout.kubeconfig)) as kube:
         await install(kube, objects)
+        print(f"applied {len(objects)} objects")
         accounts = [obj["metadata"]["name"] for obj in objects if obj["kind"] == "ServiceAccount"]
         await write_kubeconfigs(kube, layout, accounts)
         await _until(

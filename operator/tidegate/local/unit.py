@@ -212,6 +212,7 @@ class Unit:
     def _set(self, state: str) -> None:
         if state != self.state:
             self.state = state
+            log.info("%s: %s%s", self.name, state, f", pid {self.pid}" if state == "starting" else "")
             self._changed()
 
 
