@@ -1,0 +1,592 @@
+"""The picker behind a real Envoy, asking a real API server, in front of small fake engines."""
+
+import asyncio
+import json
+import subprocess
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from support.chat import Caller, eventually
+from support.fake_engine import FakeEngine
+from support.gateway import EnvoyProcess, PickerProcess
+from tidegate.adapters.kube import Kube, kinds
+from tidegate.local import binaries
+from tidegate.local.cluster import LocalCluster
+from tidegate.render.envoy import bootstrap
+
+HIGH, LOW = "pick-high", "pick-low"
+CLASSES = {
+    HIGH: {"priority": 900, "objectives": {"timeToFirstToken": "1s"}, "queue": {"maxWait": "5s"}},
+    LOW: {"priority": 10, "reclaim": "Always", "queue": {"maxRequests": 3, "maxWait": "20s"}},
+}
+
+
+@dataclass
+class Model:
+    """A model with one fake engine for each lane, and clients of it."""
+
+    name: str
+    namespace: str
+    picker: PickerProcess
+    client: httpx.AsyncClient
+    kube: Kube
+    both: Caller
+    low: Caller
+    nobody: Caller
+    engines: list[FakeEngine] = field(default_factory=list)
+
+    def endpoint(self, engine: FakeEngine) -> dict[str, Any]:
+        return next(e for e in self.picker.state()["endpoints"] if e["address"] == f"127.0.0.1:{engine.port}")
+
+    async def settled(self) -> None:
+        """Wait until nothing is in flight and every engine has been heard."""
+
+        async def busy() -> int:
+            return sum(self.endpoint(e)["requests"] for e in self.engines)
+
+        await eventually(busy, until=lambda n: n == 0)
+
+    def ended(self, outcome: str) -> float:
+        return self.picker.metric("tidegate_requests_total", model=self.name, outcome=outcome)
+
+
+@pytest.fixture(scope="module")
+def picker(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PickerProcess]:
+    folder = tmp_path_factory.mktemp("picker")
+    account = control_plane.layout.kubeconfig_of("tidegate-picker")
+    one = PickerProcess(folder, account, ["--max-body-bytes", "300000", "--drain-seconds", "3"])
+    yield one.start()
+    one.stop()
+
+
+@pytest.fixture(scope="module")
+def gateway(picker: PickerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyProcess]:
+    envoy = EnvoyProcess(tmp_path_factory.mktemp("envoy"), picker.ports[0])
+    yield envoy.start()
+    envoy.stop()
+
+
+@pytest.fixture
+async def classes(kube: Kube) -> None:
+    for name, spec in CLASSES.items():
+        full = {"metadata": {"name": name}, "spec": {"allowedNamespaces": {}, **spec}}
+        await kube.apply(kinds.QOS_CLASS, full, manager="test", force=True)
+
+
+async def token_for(kube: Kube, namespace: str, account: str, uses: list[str]) -> str:
+    """A ServiceAccount with the verb `use` on these classes, and a token of it."""
+    meta = {"namespace": namespace, "name": account}
+    await kube.create(kinds.SERVICE_ACCOUNT, {"metadata": meta})
+    if uses:
+        role = f"{namespace}-{account}"
+        rule = {
+            "apiGroups": ["tidegate.dev"],
+            "resources": ["qosclasses"],
+            "verbs": ["use"],
+            "resourceNames": uses,
+        }
+        await kube.create(kinds.CLUSTER_ROLE, {"metadata": {"name": role}, "rules": [rule]})
+        binding = {
+            "metadata": {"name": role},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
+        }
+        await kube.create(kinds.CLUSTER_ROLE_BINDING, binding)
+    request = {"metadata": {"namespace": namespace}, "spec": {"expirationSeconds": 3600}}
+    answer = await kube.create(kinds.SERVICE_ACCOUNT, request, name=account, subresource="token")
+    return str(answer["status"]["token"])
+
+
+async def make_pod(
+    kube: Kube, namespace: str, model: str, lane: str, port: int, *, slots: int = 4, ready: bool = True
+) -> str:
+    name = f"engine-{uuid.uuid4().hex[:6]}"
+    labels = {"tidegate.dev/model": model, "tidegate.dev/qos-class": lane}
+    container = {"name": "engine", "image": "x", "ports": [{"name": "http", "containerPort": port}]}
+    pod = {
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": labels,
+            "annotations": {"tidegate.dev/slots": str(slots)},
+        },
+        "spec": {"schedulerName": "nobody", "containers": [container]},
+    }
+    await kube.create(kinds.POD, pod)
+    await set_ready(kube, namespace, name, ready)
+    return name
+
+
+async def set_ready(kube: Kube, namespace: str, pod: str, ready: bool) -> None:
+    condition = {"type": "Ready", "status": "True" if ready else "False"}
+    status = {
+        "phase": "Running",
+        "podIP": "127.0.0.1",
+        "podIPs": [{"ip": "127.0.0.1"}],
+        "conditions": [condition],
+    }
+    await kube.merge(kinds.POD, pod, {"status": status}, namespace, subresource="status")
+
+
+MakeModel = Callable[..., Awaitable[Model]]
+
+
+@pytest.fixture
+async def make_model(
+    kube: Kube, namespace: str, classes: None, picker: PickerProcess, gateway: EnvoyProcess
+) -> AsyncIterator[MakeModel]:
+    """`await make_model(lanes=[HIGH, LOW], slots=4)`: fake engines, pods, tokens, all known to the picker."""
+    engines: list[FakeEngine] = []
+    async with httpx.AsyncClient(
+        base_url=gateway.url, timeout=30, limits=httpx.Limits(max_connections=None)
+    ) as client:
+
+        async def make(
+            lanes: list[str] | None = None,
+            *,
+            slots: int = 4,
+            engine: dict[str, Any] | None = None,
+            behind: PickerProcess = picker,
+            via: httpx.AsyncClient = client,
+        ) -> Model:
+            name = f"m-{uuid.uuid4().hex[:8]}"
+            spec = {
+                "model": {"name": name, "uri": "hf://test/test", "aliases": [f"alias/{name}"]},
+                "engine": engine or {"type": "vLLM"},
+                "classes": [{"qosClass": HIGH}, {"qosClass": LOW}],
+            }
+            await kube.create(
+                kinds.MODEL_DEPLOYMENT, {"metadata": {"name": name, "namespace": namespace}, "spec": spec}
+            )
+            callers = [
+                Caller(via, await token_for(kube, namespace, f"{name}-{who}", uses))
+                for who, uses in (("both", [HIGH, LOW]), ("low", [LOW]), ("nobody", []))
+            ]
+            model = Model(name, namespace, behind, via, kube, *callers)
+            for lane in lanes if lanes is not None else [LOW]:
+                one = await FakeEngine().start()
+                engines.append(one)
+                model.engines.append(one)
+                await make_pod(kube, namespace, name, lane, one.port, slots=slots)
+
+            async def known() -> bool:
+                by = {e["address"]: e for e in behind.state()["endpoints"]}
+                mine = [by.get(f"127.0.0.1:{e.port}", {}) for e in model.engines]
+                listed = (await via.get("/v1/models")).text
+                return name in listed and all(e.get("kv_tokens") for e in mine)
+
+            await eventually(known)
+            return model
+
+        yield make
+        for engine in engines:
+            await engine.stop()
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error, whose shape must be OpenAI's."""
+    assert response.headers["content-type"] == "application/json"
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return dict(error)
+
+
+# ── configuration ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("picker_host", ["127.0.0.1", "picker.tidegate-system.svc"], ids=["address", "name"])
+def test_envoy_accepts_the_bootstrap(tmp_path: Path, picker_host: str) -> None:
+    config = bootstrap(
+        listen_host="127.0.0.1", listen_port=1, picker_host=picker_host, access_log="/dev/stderr"
+    )
+    path = tmp_path / "envoy.json"
+    path.write_text(json.dumps(config))
+    done = subprocess.run(
+        [binaries.find_tool("envoy"), "--mode", "validate", "-c", str(path)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# ── the way through ─────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_request_reaches_the_engine_with_its_class_and_without_what_was_forged(
+    make_model: MakeModel,
+) -> None:
+    model = await make_model([HIGH])
+    forged = {
+        "x-gateway-destination-endpoint": "127.0.0.1:1",
+        "x-vllm-priority": "-5",
+        "x-envoy-upstream-rq-timeout-ms": "1",
+    }
+    response = await model.both.chat(model.name, headers=forged)
+    assert response.status_code == 200, response.text
+    [seen] = model.engines[0].seen
+    assert seen.headers["x-vllm-priority"] == str(1_000_000_000 - 900)
+    assert seen.headers["x-gateway-destination-endpoint"] == f"127.0.0.1:{model.engines[0].port}"
+    assert "authorization" not in seen.headers
+    assert "x-envoy-upstream-rq-timeout-ms" not in seen.headers
+    assert seen.body["model"] == model.name
+    await model.settled()
+    assert model.ended("answered") == 1
+
+
+async def test_the_header_lowers_the_class_and_an_alias_names_the_model(make_model: MakeModel) -> None:
+    model = await make_model()
+    for header in ("x-tidegate-qos", "x-llm-d-inference-objective", "x-gateway-inference-objective"):
+        response = await model.both.chat(f"alias/{model.name}", headers={header: LOW})
+        assert response.status_code == 200, response.text
+    assert [s.headers["x-vllm-priority"] for s in model.engines[0].seen] == [str(1_000_000_000 - 10)] * 3
+
+
+async def test_a_stream_arrives_whole_and_holds_its_room_until_its_last_byte(make_model: MakeModel) -> None:
+    model = await make_model()
+    model.engines[0].gate.clear()
+    async with model.both.stream(model.name) as lines:
+        # The engine's headers are here, its first token is not.
+        assert model.endpoint(model.engines[0])["requests"] == 1
+        model.engines[0].gate.set()
+        assert [line async for line in lines][-1] == "[DONE]"
+    await model.settled()
+
+
+async def test_a_body_larger_than_a_chunk_arrives_unchanged(make_model: MakeModel) -> None:
+    model = await make_model()
+    prompt = "".join(chr(97 + i % 26) for i in range(200_000))
+    assert (await model.both.chat(model.name, prompt=prompt)).status_code == 200
+    assert model.engines[0].seen[0].body["messages"][0]["content"] == prompt
+
+
+async def test_triton_gets_its_priority_in_the_body(make_model: MakeModel) -> None:
+    model = await make_model(engine={"type": "Triton"})
+    body = {"text_input": "hello", "parameters": {"temperature": 0, "priority": 7}}
+    headers = model.both.headers | {"x-tidegate-qos": LOW}
+    response = await model.client.post(f"/v2/models/{model.name}/generate", json=body, headers=headers)
+    assert response.status_code == 200, response.text
+    assert model.engines[0].seen[0].body["parameters"] == {"temperature": 0, "priority": 2}
+    assert (await model.client.get(f"/v2/models/{model.name}/ready")).status_code == 200
+    assert (await model.client.get("/v2/health/ready")).status_code == 200
+    mismatch = await model.both.chat(model.name)
+    assert (mismatch.status_code, error_of(mismatch)["code"]) == (400, "protocol_mismatch")
+
+
+# ── what is refused, and how it looks ───────────────────────────────────────────────────────────
+
+
+async def test_refusals_have_openai_s_shape_and_say_why(make_model: MakeModel) -> None:
+    model = await make_model()
+    url, mine = "/v1/chat/completions", model.both.headers
+    post = model.client.post
+    cases = {
+        "no such model": (await model.both.chat("nothing"), 404, "'nothing' does not exist"),
+        "no such path": (await model.client.get("/v1/nothing", headers=mine), 404, "GET /v1/nothing"),
+        "engine's own paths": (
+            await post("/v1/load_lora_adapter", json={}, headers=mine),
+            404,
+            "there is no",
+        ),
+        "not JSON": (await post(url, content=b"{", headers=mine), 400, "not valid JSON"),
+        "no model": (await post(url, json={}, headers=mine), 400, "model must be a string"),
+        "too large": (await post(url, content=b"x" * 300_001, headers=mine), 413, "300000 bytes"),
+        "bad token": (await Caller(model.client, "nonsense").chat(model.name), 401, "not valid"),
+        "no right": (await model.nobody.chat(model.name), 403, "may not use class"),
+        "anonymous": (await Caller(model.client, None).chat(model.name), 403, "system:anonymous"),
+        "raised by header": (
+            await model.low.chat(model.name, headers={"x-tidegate-qos": HIGH}),
+            403,
+            f"may not use class {HIGH}",
+        ),
+        "class not served": (
+            await model.both.chat(model.name, headers={"x-tidegate-qos": "gold"}),
+            403,
+            f"it serves {HIGH}, {LOW}",
+        ),
+    }
+    for name, (response, status, words) in cases.items():
+        error = error_of(response)
+        assert response.status_code == status, (name, response.text)
+        assert words in error["message"], name
+    assert not model.engines[0].seen
+    kserve = await post("/v2/models/nothing/infer", json={"inputs": []}, headers=mine)
+    assert (kserve.status_code, kserve.json()) == (404, {"error": "the model 'nothing' does not exist"})
+
+
+async def test_a_body_too_large_is_refused_before_all_of_it_came(make_model: MakeModel) -> None:
+    model = await make_model()
+
+    url = httpx.URL(str(model.client.base_url))
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    token = model.both.headers["Authorization"]
+    writer.write(
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n".encode()
+    )
+    for _ in range(7):  # of a body that never ends
+        writer.write(b"c350\r\n" + b"x" * 50_000 + b"\r\n")
+    answer = await asyncio.wait_for(reader.readuntil(b"}}"), 10)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b'"code":"body_too_large"' in answer
+    writer.close()
+
+
+async def test_a_full_queue_is_429_with_retry_after_and_no_replica_is_503(make_model: MakeModel) -> None:
+    model = await make_model(slots=1)
+    engine = model.engines[0]
+    engine.gate.clear()
+    running = [asyncio.create_task(model.low.chat(model.name)) for _ in range(4)]  # 1 runs, 3 wait
+    queue = model.picker.metric
+
+    async def waiting() -> float:
+        return queue("tidegate_queue_requests", model=model.name, qos_class=LOW)
+
+    await eventually(waiting, until=lambda n: n == 3)
+    refused = await model.low.chat(model.name)
+    assert (refused.status_code, error_of(refused)["code"]) == (429, "QueueFull")
+    assert int(refused.headers["retry-after"]) >= 1
+    engine.gate.set()
+    assert [r.status_code for r in await asyncio.gather(*running)] == [200] * 4
+    assert engine.peak == 1
+
+    other = await make_model([])
+    pinned = {"spec": {"scaling": {"replicas": {HIGH: 0, LOW: 0}}}}
+    await model.kube.merge(kinds.MODEL_DEPLOYMENT, other.name, pinned, other.namespace)
+
+    async def asked() -> int:
+        return (await other.low.chat(other.name)).status_code
+
+    await eventually(asked, until=lambda status: status == 503)
+    error = error_of(await other.low.chat(other.name))
+    assert error["code"] == "NoReadyEndpoint"
+
+
+async def test_a_request_waits_for_a_replica_that_is_starting(make_model: MakeModel) -> None:
+    model = await make_model([])
+    engine = await FakeEngine().start()
+    try:
+        pod = await make_pod(model.kube, model.namespace, model.name, LOW, engine.port, ready=False)
+        waiting = asyncio.create_task(model.low.chat(model.name))
+        await asyncio.sleep(0.5)
+        assert not waiting.done()
+        await set_ready(model.kube, model.namespace, pod, True)
+        assert (await waiting).status_code == 200
+    finally:
+        await engine.stop()
+
+
+async def test_envoy_s_own_errors_have_openai_s_shape(make_model: MakeModel) -> None:
+    model = await make_model()
+    await model.engines[0].kill()  # its pod still says that it is ready
+    response = await model.both.chat(model.name)
+    assert response.status_code == 503
+    assert error_of(response)["type"] == "gateway_error"
+    await model.settled()
+    assert model.ended("lost") == 1
+
+
+# ── order ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_higher_class_overtakes_in_the_queue(make_model: MakeModel) -> None:
+    model = await make_model(slots=1)
+    engine = model.engines[0]
+    engine.gate.clear()
+    first = asyncio.create_task(model.low.chat(model.name))
+
+    async def running() -> int:
+        return engine.running
+
+    await eventually(running, until=lambda n: n == 1)
+    low = asyncio.create_task(model.low.chat(model.name, prompt="low"))
+    await asyncio.sleep(0.2)
+    high = asyncio.create_task(model.both.chat(model.name, prompt="high"))
+    await asyncio.sleep(0.2)
+    engine.gate.set()
+    await asyncio.gather(first, low, high)
+    order = [s.body["messages"][0]["content"] for s in engine.seen[1:]]
+    assert order == ["high", "low"]
+
+
+# ── ends of all kinds ───────────────────────────────────────────────────────────────────────────
+
+
+async def test_clients_that_leave_free_their_place_at_once(make_model: MakeModel) -> None:
+    model = await make_model(slots=1)
+    engine = model.engines[0]
+    engine.gate.clear()
+    running = asyncio.create_task(model.low.chat(model.name))
+
+    async def seen() -> tuple[int, float]:
+        waiting = model.picker.metric("tidegate_queue_requests", model=model.name)
+        return (engine.running, waiting)
+
+    await eventually(seen, until=lambda s: s == (1, 0))
+    queued = asyncio.create_task(model.low.chat(model.name))
+    await eventually(seen, until=lambda s: s == (1, 1))
+    queued.cancel()  # while it waits
+    await eventually(seen, until=lambda s: s == (1, 0), within_s=3)
+    running.cancel()  # before its answer
+    await eventually(seen, until=lambda s: s == (0, 0), within_s=3)
+    await model.settled()
+    engine.gate.set()
+
+    leaving = asyncio.create_task(_hang(model))
+    await eventually(seen, until=lambda s: s == (1, 0))
+    leaving.cancel()  # in the middle of its stream
+    await model.settled()
+    assert (await model.low.chat(model.name)).status_code == 200
+
+
+async def _hang(model: Model) -> None:
+    async with model.low.stream(model.name) as lines:
+        async for _ in lines:
+            await asyncio.Event().wait()
+
+
+async def test_an_engine_killed_in_mid_stream_frees_its_room_and_others_go_on(make_model: MakeModel) -> None:
+    model = await make_model([LOW, LOW])
+    for engine in model.engines:
+        engine.gate.clear()
+    streams = [asyncio.create_task(_consume(model)) for _ in range(6)]
+
+    async def running() -> list[int]:
+        return [e.running for e in model.engines]
+
+    await eventually(running, until=lambda n: sum(n) == 6 and min(n) > 0)
+    victim, survivor = model.engines
+    lost = victim.running
+    await victim.kill()
+    survivor.gate.set()
+    ends = await asyncio.gather(*streams)
+    assert (ends.count("cut"), ends.count("whole")) == (lost, 6 - lost)
+    await model.settled()
+
+
+async def _consume(model: Model) -> str:
+    try:
+        async with model.low.stream(model.name) as lines:
+            return "whole" if [line async for line in lines][-1:] == ["[DONE]"] else "cut"
+    except httpx.RemoteProtocolError:
+        return "cut"
+
+
+async def test_a_killed_picker_comes_back_with_the_right_counts(
+    make_model: MakeModel, control_plane: LocalCluster, tmp_path: Path
+) -> None:
+    account = control_plane.layout.kubeconfig_of("tidegate-picker")
+    own = PickerProcess(tmp_path, account).start()
+    envoy = EnvoyProcess(tmp_path, own.ports[0]).start()
+    try:
+        async with httpx.AsyncClient(base_url=envoy.url, timeout=30) as client:
+            model = await make_model(slots=4, behind=own, via=client)
+            [engine] = model.engines
+            engine.gate.clear()
+            tasks = [asyncio.create_task(model.low.chat(model.name)) for _ in range(6)]
+
+            async def running() -> int:
+                return engine.running
+
+            await eventually(running, until=lambda n: n == 4)
+            own.kill()
+            # Two waited in the picker: they fail with a reason. Four are at the engine.
+            done, _ = await asyncio.wait(tasks, timeout=2)
+            for task in done:
+                assert task.result().status_code == 503
+                assert error_of(task.result())["type"] == "gateway_error"
+            assert len(done) >= 2
+            refused = await model.low.chat(model.name)
+            assert (refused.status_code, error_of(refused)["type"]) == (503, "gateway_error")
+            # What still runs there, the new picker must hear from the engine.
+            engine.extra_running = 3 - engine.running if engine.running < 3 else 0
+            own.start()
+
+            async def foreign() -> int:
+                return int(model.endpoint(engine)["foreign_requests"])
+
+            await eventually(foreign, until=lambda n: n >= 3)
+            more = [asyncio.create_task(model.low.chat(model.name)) for _ in range(3)]
+            await asyncio.sleep(1.5)
+            held = model.endpoint(engine)
+            assert held["requests"] + held["foreign_requests"] <= 4
+            engine.extra_running = 0
+            engine.gate.set()
+            assert [r.status_code for r in await asyncio.gather(*more)] == [200] * 3
+            rest = await asyncio.gather(*tasks)
+            assert {r.status_code for r in rest} <= {200, 503}
+            await model.settled()
+            await eventually(foreign, until=lambda n: n == 0)
+    finally:
+        envoy.stop()
+        own.stop()
+
+
+async def test_sigterm_finishes_what_is_under_way_and_exits_0(
+    make_model: MakeModel, control_plane: LocalCluster, tmp_path: Path
+) -> None:
+    own = PickerProcess(tmp_path, control_plane.layout.kubeconfig_of("tidegate-picker")).start()
+    envoy = EnvoyProcess(tmp_path, own.ports[0]).start()
+    try:
+        async with httpx.AsyncClient(base_url=envoy.url, timeout=30) as client:
+            model = await make_model(behind=own, via=client)
+            [engine] = model.engines
+            engine.gate.clear()
+            under_way = asyncio.create_task(model.low.chat(model.name))
+
+            async def running() -> int:
+                return engine.running
+
+            await eventually(running, until=lambda n: n == 1)
+            ending = asyncio.create_task(asyncio.to_thread(own.terminate))
+            await asyncio.sleep(0.5)
+            assert not ending.done()
+            engine.gate.set()
+            assert (await under_way).status_code == 200
+            assert await ending == 0, own.log
+    finally:
+        envoy.stop()
+        own.stop()
+
+
+async def test_health_over_grpc(picker: PickerProcess) -> None:
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{picker.ports[1]}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for name in ("", "liveness", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor"):
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING, name
+
+
+async def test_a_trusted_gateway_s_header_needs_no_token(
+    make_model: MakeModel, control_plane: LocalCluster, tmp_path: Path
+) -> None:
+    flags = ["--trust-class-header", "--policy", "fifo"]
+    own = PickerProcess(tmp_path, control_plane.layout.kubeconfig_of("tidegate-picker"), flags).start()
+    envoy = EnvoyProcess(tmp_path, own.ports[0]).start()
+    try:
+        async with httpx.AsyncClient(base_url=envoy.url, timeout=30) as client:
+            model = await make_model(behind=own, via=client)
+            anybody = Caller(client, None)
+            response = await anybody.chat(model.name, headers={"x-tidegate-qos": HIGH})
+            assert response.status_code == 200
+            assert (await anybody.chat(model.name)).status_code == 200
+            # In arrival order every class has the same priority in the engine too.
+            assert [s.headers["x-vllm-priority"] for s in model.engines[0].seen] == ["0", "0"]
+            await model.settled()
+            answered = {
+                name: own.metric("tidegate_requests_total", model=model.name, qos_class=name)
+                for name in (HIGH, LOW)
+            }
+            assert answered == {HIGH: 1, LOW: 1}  # without a header: the least important
+    finally:
+        envoy.stop()
+        own.stop()
