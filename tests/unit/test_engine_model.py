@@ -1,5 +1,7 @@
 """The engine model against vLLM V1's rules, one rule a test."""
 
+import itertools
+
 import pytest
 
 from tidegate.core.steptime import LLAMA3_8B_A100
@@ -202,7 +204,7 @@ def test_steps_follow_each_other_without_a_gap(async_scheduling):
     while pipeline.next_end is not None:
         steps += pipeline.launch(pipeline.complete()[0].end)
     assert len(steps) == 6
-    assert all(later.start == earlier.end for earlier, later in zip(steps, steps[1:], strict=False))
+    assert all(later.start == earlier.end for earlier, later in itertools.pairwise(steps))
 
 
 def test_speed_divides_step_times():
