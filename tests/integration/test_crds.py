@@ -180,6 +180,15 @@ REFUSED = {
         "spec",
         "spec.model.uri must be set unless spec.engine.type is External",
     ),
+    "aliases in Triton": (
+        kinds.MODEL_DEPLOYMENT,
+        mdep(engine={"type": "Triton"}, model={"name": "m", "uri": "pvc://a/b", "aliases": ["n"]}),
+        "spec",
+        (
+            "spec.model.aliases, adapters and revision must be left out when spec.engine.type is Triton:"
+            " its repository says what it serves, by one name"
+        ),
+    ),
     "weights from elsewhere": (
         kinds.MODEL_DEPLOYMENT,
         mdep(model={"name": "m", "uri": "https://host/m"}),

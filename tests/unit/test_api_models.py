@@ -271,6 +271,16 @@ UNENFORCED = {
         ["spec.minimumSharePercent", "spec.tenant.from"],
     ),
     "below an optional object": (ModelDeployment, mdep(exposure={}), ["spec.exposure"]),
+    "in a list": (
+        ModelDeployment,
+        mdep(
+            classes=[
+                {"qosClass": "a"},
+                {"qosClass": "b", "objectives": {"timeToFirstToken": "1s", "timePerOutputToken": "50ms"}},
+            ]
+        ),
+        ["spec.classes[1].objectives.timePerOutputToken"],
+    ),
     "plugin": (
         ModelDeployment,
         mdep(engine={"type": "vLLM", "qosScheduler": "Auto"}),

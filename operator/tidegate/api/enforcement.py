@@ -16,23 +16,22 @@ from tidegate.api.qosclass import QoSClass
 
 NOT_YET: Final[dict[type[KubeObject], tuple[str, ...]]] = {
     QoSClass: (
+        "spec.objectives.perThousandPromptTokens",
+        "spec.objectives.timePerOutputToken",
         "spec.objectives.attainmentPercent",
         "spec.objectives.window",
         "spec.minimumSharePercent",
         "spec.tenant.from",
         "spec.tenant.weights",
     ),
-    GPUPool: (
-        "spec.devices.deviceClassName",
-        "spec.topologyKey",
-    ),
+    GPUPool: ("spec.devices.deviceClassName",),
     ModelDeployment: (
-        "spec.model.secretRef",
-        "spec.model.adapters",
         "spec.engine.qosScheduler",
         "spec.profileRef",
-        "spec.classes[].objectives",
-        "spec.scaling.scaleToZeroAfter",
+        "spec.classes[].objectives.perThousandPromptTokens",
+        "spec.classes[].objectives.timePerOutputToken",
+        "spec.classes[].objectives.attainmentPercent",
+        "spec.classes[].objectives.window",
         "spec.exposure",
     ),
 }
@@ -54,6 +53,6 @@ def _set_at(model: BaseModel, steps: list[str], before: str) -> Iterator[str]:
             yield here
     elif isinstance(value, BaseModel):
         yield from _set_at(value, steps[1:], here)
-    else:
-        for index, item in enumerate(value or ()):
+    elif value is not None:
+        for index, item in enumerate(value):
             yield from _set_at(item, steps[1:], f"{here}[{index}]")

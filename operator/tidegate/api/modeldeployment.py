@@ -201,6 +201,12 @@ class ModelDeploymentSpec(Spec):
                 "spec.model.uri must be set unless spec.engine.type is External",
             ),
             rule(
+                "self.engine.type != 'Triton' || !((has(self.model.aliases) && size(self.model.aliases) > 0)"
+                " || (has(self.model.adapters) && size(self.model.adapters) > 0) || has(self.model.revision))",
+                "spec.model.aliases, adapters and revision must be left out when spec.engine.type is Triton:"
+                " its repository says what it serves, by one name",
+            ),
+            rule(
                 "self.engine.type != 'External' || !has(self.podOverrides)",
                 "spec.podOverrides must be left out when spec.engine.type is External: pods that somebody"
                 " else makes are never edited",

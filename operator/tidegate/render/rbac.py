@@ -1,7 +1,7 @@
 """Who may do what: the accounts that Tidegate's parts run under, and roles for people.
 
 Each part gets what it is seen to need and nothing by wildcard. Server-side apply needs `create`
-and `patch`; an ownerReference with blockOwnerDeletion needs `update` on the owner's `finalizers`.
+and `patch`.
 """
 
 from collections.abc import Iterable
@@ -25,19 +25,15 @@ def _rule(group: str, resources: Iterable[str], verbs: Iterable[str]) -> Rule:
 def controller_rules() -> list[Rule]:
     """The controller reads the cluster, owns the children of the kinds, and taints the pools' nodes."""
     return [
-        _rule(GROUP, KINDS, (*_READ, "patch")),  # patch: the finalizer of what is in use
-        _rule(GROUP, (f"{k}/status" for k in KINDS), ("get", "patch")),
-        _rule(GROUP, (f"{k}/finalizers" for k in KINDS), ("update",)),
+        _rule(GROUP, KINDS, _READ),
+        _rule(GROUP, ("qosclasses", "gpupools"), ("patch",)),  # the finalizer of what is in use
+        _rule(GROUP, (f"{k}/status" for k in KINDS), ("patch",)),
         _rule("", ("namespaces", "pods"), _READ),
         _rule("", ("nodes",), (*_READ, "patch")),  # patch: the pool's taint
         _rule("", ("services",), _OWN),
-        _rule("", ("configmaps",), ("get",)),
-        _rule("", ("events",), ("create", "patch")),
-        _rule("events.k8s.io", ("events",), ("create", "patch")),
         _rule("apps", ("deployments",), _OWN),
-        _rule("apps", ("replicasets",), _READ),
         _rule("scheduling.k8s.io", ("priorityclasses",), _OWN),
-        _rule("apiextensions.k8s.io", ("customresourcedefinitions",), _READ),  # kopf looks the kinds up
+        _rule("events.k8s.io", ("events",), ("create", "patch")),
     ]
 
 
@@ -47,16 +43,14 @@ def extender_rules() -> list[Rule]:
         _rule(GROUP, KINDS, _READ),
         _rule("", ("nodes", "namespaces"), _READ),
         _rule("", ("pods",), (*_READ, "patch")),  # patch: a change of a pool wakes no waiting pod by itself
-        _rule("apps", ("replicasets", "deployments"), _READ),
-        _rule("scheduling.k8s.io", ("priorityclasses",), _READ),
     ]
 
 
 def picker_rules() -> list[Rule]:
     """The picker reads models, classes and endpoints, and asks who a caller is and what it may use."""
     return [
-        _rule(GROUP, KINDS, _READ),
-        _rule("", ("pods", "namespaces"), _READ),
+        _rule(GROUP, ("qosclasses", "modeldeployments"), _READ),
+        _rule("", ("pods",), _READ),
         _rule("authentication.k8s.io", ("tokenreviews",), ("create",)),
         _rule("authorization.k8s.io", ("subjectaccessreviews",), ("create",)),
     ]
