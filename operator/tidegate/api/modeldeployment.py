@@ -202,7 +202,8 @@ class ModelDeploymentSpec(Spec):
             ),
             rule(
                 "self.engine.type != 'Triton' || !((has(self.model.aliases) && size(self.model.aliases) > 0)"
-                " || (has(self.model.adapters) && size(self.model.adapters) > 0) || has(self.model.revision))",
+                " || (has(self.model.adapters) && size(self.model.adapters) > 0)"
+                " || has(self.model.revision))",
                 "spec.model.aliases, adapters and revision must be left out when spec.engine.type is Triton:"
                 " its repository says what it serves, by one name",
             ),
