@@ -240,3 +240,26 @@ def test_files_with_secrets_are_the_owners_only(control_plane: LocalCluster) -> 
     secret = [*root.glob("pki/*"), *root.glob("kubeconfigs/*"), control_plane.kubeconfig]
     assert secret
     assert [path for path in secret if path.stat().st_mode & 0o077] == []
+
+
+def test_ctrl_c_while_starting_leaves_nothing(directory: Path) -> None:
+    command = [sys.executable, "-m", "tidegate", "local", "up", "--dir", str(directory)]
+    with subprocess.Popen([*command, "--parts", "control-plane"], stderr=subprocess.PIPE, text=True) as up:
+        assert up.stderr is not None
+        assert any("starting kube-apiserver" in line for line in up.stderr)
+        up.send_signal(signal.SIGINT)
+        assert up.wait(30) != 0
+    assert running(directory) == []
+
+
+def test_ctrl_c_ends_the_foreground(directory: Path) -> None:
+    command = [sys.executable, "-m", "tidegate", "local", "up", "--foreground", "--dir", str(directory)]
+    with subprocess.Popen(
+        [*command, "--parts", "control-plane"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as up:
+        assert up.stderr is not None
+        assert any("Ctrl-C stops the cluster" in line for line in up.stderr)
+        up.send_signal(signal.SIGINT)
+        assert up.wait(30) == 0
+    assert running(directory) == []
+    assert json.loads((directory / "state.json").read_text())["phase"] == "stopped"

@@ -128,8 +128,8 @@ def test_kubelet_is_told_the_settings() -> None:
 @pytest.mark.parametrize("part", ["controller", "extender", "picker"])
 def test_parts_run_under_their_own_account(part: str) -> None:
     given = argv(part)
-    assert given[:6] == [
-        *("/bin/python", "-m", "tidegate", part),
+    assert given[:7] == [
+        *("/bin/python", "-P", "-m", "tidegate", part),
         *("--kubeconfig", f"/state/kubeconfigs/tidegate-{part}.kubeconfig"),
     ]
 

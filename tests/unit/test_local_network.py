@@ -1,8 +1,11 @@
 """Addresses and ports."""
 
 import socket
+import subprocess
+import sys
+import time
+import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,22 +23,28 @@ def taken() -> Iterator[int]:
 
 
 @pytest.fixture
+def scope() -> str:
+    """Networks that no cluster takes."""
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody listens anywhere, whatever the machine that tests run on is used for."""
     monkeypatch.setattr(network, "is_free", lambda _address, _port: True)
 
 
-def test_two_clusters_have_two_networks(tmp_path: Path) -> None:
-    with Network.take(locks=tmp_path) as first, Network.take(locks=tmp_path) as second:
+def test_two_clusters_have_two_networks(scope: str) -> None:
+    with Network.take(scope=scope) as first, Network.take(scope=scope) as second:
         assert (first.prefix, first.address) == ("127.10", "127.10.0.1")
         assert second.prefix == "127.11"
 
 
-def test_a_network_given_back_is_free(tmp_path: Path) -> None:
-    first = Network.take(locks=tmp_path)
+def test_a_network_given_back_is_free(scope: str) -> None:
+    first = Network.take(scope=scope)
     first.release()
     first.release()
-    with Network.take(locks=tmp_path) as again:
+    with Network.take(scope=scope) as again:
         assert again.number == first.number
 
 
@@ -48,15 +57,15 @@ def test_a_network_given_back_is_free(tmp_path: Path) -> None:
         pytest.param(None, 11, id="none"),
     ],
 )
-def test_the_preferred_network(tmp_path: Path, preferred: int | None, number: int) -> None:
-    with Network.take(locks=tmp_path), Network.take(preferred, locks=tmp_path) as net:
+def test_the_preferred_network(scope: str, preferred: int | None, number: int) -> None:
+    with Network.take(scope=scope), Network.take(preferred, scope=scope) as net:
         assert net.number == number
 
 
-def test_no_network_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_left(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "LAST", network.FIRST)
-    with Network.take(locks=tmp_path), pytest.raises(NetworkError, match="tidegate local down"):
-        Network.take(locks=tmp_path)
+    with Network.take(scope=scope), pytest.raises(NetworkError, match="tidegate local down"):
+        Network.take(scope=scope)
 
 
 @pytest.mark.usefixtures("quiet")
@@ -106,3 +115,21 @@ def test_is_free(taken: int) -> None:
 @pytest.mark.usefixtures("quiet")
 def test_only_the_listeners_of_the_parts_are_chosen(taken: int) -> None:
     assert choose_ports(ADDRESS, {"gateway": taken}, ["api"]) == {"api": DEFAULT_PORTS["api"]}
+
+
+def test_the_lock_goes_with_the_process(scope: str) -> None:
+    code = f"from tidegate.local.network import Network; net = Network.take(scope={scope!r}); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        deadline = time.monotonic() + 20
+        while _lowest(scope) == network.FIRST:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        holder.kill()
+    assert _lowest(scope) == network.FIRST
+
+
+def _lowest(scope: str) -> int:
+    with Network.take(scope=scope) as net:
+        return net.number

@@ -142,8 +142,8 @@ def _same_or_fail(cluster: "LocalCluster", asked: "Settings") -> None:
 
 
 def _stay(cluster: "LocalCluster") -> None:
-    typer.echo("Ctrl-C stops the cluster", err=True)
     try:
+        typer.echo("Ctrl-C stops the cluster", err=True)
         while cluster.is_running():
             time.sleep(0.5)
     except KeyboardInterrupt:

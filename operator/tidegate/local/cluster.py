@@ -122,8 +122,8 @@ class LocalCluster:
         return self._ask({"op": "status"}, timeout_s=10)
 
     def settings(self) -> Settings:
-        """What the cluster was asked to be."""
-        return Settings.from_json(json.loads(self.layout.settings.read_text())["settings"])
+        """What the running cluster was asked to be. Raises ClusterError when none runs."""
+        return Settings.from_json(self.status()["settings"])
 
     def pid(self, component: str) -> int:
         """Pid of a component's process; 0 while there is none."""
@@ -224,10 +224,10 @@ class LocalCluster:
     def _launch(self, *, keep: bool, progress: Progress) -> None:
         hears, says = os.pipe()
         parent = [] if keep else ["--parent", str(os.getpid())]
-        supervisor = [sys.executable, "-m", "tidegate.local.supervisor", str(self.layout.root)]
+        supervisor = [sys.executable, "-P", "-m", "tidegate.local.supervisor", str(self.layout.root)]
         with self.layout.log("supervisor").open("ab") as output:
             self._guard = subprocess.Popen(
-                [sys.executable, "-m", "tidegate.local.guard", *parent, "--", *supervisor],
+                [sys.executable, "-P", "-m", "tidegate.local.guard", *parent, "--", *supervisor],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -159,14 +159,14 @@ def tidegate_scheduler(c: Context) -> Component:
 
 def install(c: Context) -> Component:
     """The task that applies what Tidegate installs and makes the parts' kubeconfigs."""
-    argv = (c.python, "-m", "tidegate.local.install", str(c.layout.root))
+    argv = (c.python, "-P", "-m", "tidegate.local.install", str(c.layout.root))
     return Component("install", argv, wave=3, task=True)
 
 
 def kubelet(c: Context) -> Component:
     """The process kubelet: one for all nodes."""
     argv = [
-        *(c.python, "-m", "tidegate.local.kubelet"),
+        *(c.python, "-P", "-m", "tidegate.local.kubelet"),
         *("--kubeconfig", str(c.layout.kubeconfig_of("kubelet"))),
         *("--network", c.prefix, "--nodes", str(c.settings.nodes), "--gpus", str(c.settings.gpus_per_node)),
         *("--host", c.address, "--port", str(c.ports["kubelet"])),
@@ -182,7 +182,8 @@ def kubelet(c: Context) -> Component:
 
 def _part(c: Context, name: str, *flags: str) -> tuple[str, ...]:
     kubeconfig = c.layout.kubeconfig_of(f"tidegate-{name}")
-    return (c.python, "-m", "tidegate", name, "--kubeconfig", str(kubeconfig), "--host", c.address, *flags)
+    command = (c.python, "-P", "-m", "tidegate", name)  # -P: modules are not looked for in the working folder
+    return (*command, "--kubeconfig", str(kubeconfig), "--host", c.address, *flags)
 
 
 def controller(c: Context) -> Component:

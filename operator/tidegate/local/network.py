@@ -1,12 +1,9 @@
-"""Addresses and ports: every cluster of a user has a loopback network 127.N.0.0/16 of its own."""
+"""Addresses and ports: every cluster has a loopback network 127.N.0.0/16 of its own."""
 
 import contextlib
-import fcntl
-import os
+import errno
 import socket
-import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -34,38 +31,33 @@ class NetworkError(Exception):
     """No address or port to be had; the message names which, and what to do."""
 
 
-def runtime_dir() -> Path:
-    """Where the locks lie: one folder for each user, gone with the next boot."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if base and Path(base).is_dir() and os.access(base, os.W_OK):
-        path = Path(base) / "tidegate"
-    else:
-        path = Path(tempfile.gettempdir()) / f"tidegate-{os.getuid()}"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
-        raise NetworkError(f"{path} belongs to another user; set XDG_RUNTIME_DIR to a folder of yours")
-    return path
-
-
 class Network:
-    """The network 127.N.0.0/16, held by a file lock until `release` or the process' end."""
+    """The network 127.N.0.0/16, locked until `release` or the end of the process.
 
-    def __init__(self, number: int, lock: int) -> None:
+    The lock is a Unix socket in the abstract namespace: the kernel lets go of it with the process,
+    and it is shared by exactly those who share these addresses, every user of a network namespace.
+    """
+
+    def __init__(self, number: int, lock: socket.socket) -> None:
         self.number, self._lock = number, lock
 
     @classmethod
-    def take(cls, preferred: int | None = None, *, locks: Path | None = None) -> Self:
-        """Take a free network: `preferred` if it is free, else the lowest. Raises NetworkError."""
-        folder = locks or runtime_dir()
+    def take(cls, preferred: int | None = None, *, scope: str = "tidegate") -> Self:
+        """Take a free network: `preferred` if it is free, else the lowest. Raises NetworkError.
+
+        Only those who name the same `scope` keep out of each other's way.
+        """
         numbers: list[int] = [preferred] if preferred is not None and FIRST <= preferred <= LAST else []
         for number in [*numbers, *range(FIRST, LAST + 1)]:
-            fd = os.open(folder / f"net-{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(fd)
+                lock.bind(f"\0{scope}-127.{number}")
+            except OSError as error:
+                lock.close()
+                if error.errno != errno.EADDRINUSE:
+                    raise
                 continue
-            return cls(number, fd)
+            return cls(number, lock)
         raise NetworkError(
             f"all networks 127.{FIRST} to 127.{LAST} are in use; stop a cluster with `tidegate local down`"
         )
@@ -82,9 +74,7 @@ class Network:
 
     def release(self) -> None:
         """Give the network back; twice is harmless."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.close()
 
     def __enter__(self) -> Self:
         return self
