@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 import pytest
-from plan_world import BACKLOG, CLASSES, POLICY, QUIET, bound, lane, load, model, pool
 
+from plan_world import BACKLOG, CLASSES, POLICY, QUIET, bound, lane, load, model, pool
 from tidegate.core import reasons
 from tidegate.core.plan import plan
 from tidegate.core.plan.types import Calm, Demand, LaneKey, Memory, Snapshot, Weight
 from tidegate.core.types import Node, Pod, QoSClass, Reservation
 
-I, S, B = (LaneKey("ns", "a", q) for q in ("interactive", "standard", "batch"))
+CHAT, S, B = (LaneKey("ns", "a", q) for q in ("interactive", "standard", "batch"))
 B2 = LaneKey("ns", "b", "batch")
 
 
@@ -76,11 +76,13 @@ HELD = {
 }
 
 
-@pytest.mark.parametrize(("of_model", "of_pool", "of_snapshot", "reason", "replicas"), HELD.values(), ids=HELD)
+@pytest.mark.parametrize(
+    ("of_model", "of_pool", "of_snapshot", "reason", "replicas"), HELD.values(), ids=HELD
+)
 def test_what_is_not_applied_says_what_it_would_be(of_model, of_pool, of_snapshot, reason, replicas):
     models = replace(one(replicas=1), **of_model)
-    made = planned(seen(pool(**of_pool), [models], {I: load(4)}, **of_snapshot))
-    got = made.lanes[I]
+    made = planned(seen(pool(**of_pool), [models], {CHAT: load(4)}, **of_snapshot))
+    got = made.lanes[CHAT]
     assert (got.applied, got.reason, got.wanted, got.replicas) == (False, reason, 4, replicas)
     assert "4" in got.message
     assert not any(d.applied for d in made.decisions)
@@ -88,50 +90,66 @@ def test_what_is_not_applied_says_what_it_would_be(of_model, of_pool, of_snapsho
 
 def test_an_unknown_budget_keeps_everything():
     models = [one(replicas=3), BORROWER]
-    memory = Memory(calm={I: Calm(0.0, 1)})
-    snapshot = seen(WITHIN, models, {I: QUIET, B2: QUIET}, incomplete="pods: not listed yet")
+    memory = Memory(calm={CHAT: Calm(0.0, 1)})
+    snapshot = seen(WITHIN, models, {CHAT: QUIET, B2: QUIET}, incomplete="pods: not listed yet")
     made = planned(snapshot, memory=memory)
     assert {k: (p.replicas, p.reason) for k, p in made.lanes.items()} == {
-        I: (3, reasons.BUDGET_UNKNOWN), B2: (8, reasons.BUDGET_UNKNOWN),
+        CHAT: (3, reasons.BUDGET_UNKNOWN), B2: (8, reasons.BUDGET_UNKNOWN),
     }  # fmt: skip
-    assert "pods: not listed yet" in made.lanes[I].message
+    assert "pods: not listed yet" in made.lanes[CHAT].message
     assert made.memory.calm == memory.calm
 
 
 def test_a_full_cluster_says_how_many_gpus_are_missing_for_whom():
     nodes = (Node("gpu-node-1", 8), Node("gpu-node-2", 8), Node("gpu-node-3", 8))
     others = [Pod(f"f{i}", f"f{i}", "x", n, 0.0, node=f"gpu-node-{i}") for i, n in ((1, 8), (2, 5), (3, 4))]
-    made = planned(seen(replace(pool(), nodes=nodes), [one(gpus=8)], {I: load(2)}, others))
+    made = planned(seen(replace(pool(), nodes=nodes), [one(gpus=8)], {CHAT: load(2)}, others))
     (short,) = made.unmet
-    assert (short.lane, short.replicas, short.gpus, short.reason) == (I, 2, 16, reasons.NO_FREE_BLOCK)
+    assert (short.lane, short.replicas, short.gpus, short.reason) == (CHAT, 2, 16, reasons.NO_FREE_BLOCK)
     assert short.message == (
         "2 replicas (16 GPUs) are missing: needs 8 GPUs on one node; largest free block is 4 on gpu-node-3"
     )
-    assert [(d.kind, d.object, d.reason) for d in made.decisions] == [("blocked", "ns/a", reasons.NO_FREE_BLOCK)]
-    assert not planned(seen(replace(pool(), nodes=nodes), [one(gpus=8)], {I: load(2)}, others),
+    assert [(d.kind, d.object, d.reason) for d in made.decisions] == [
+        ("blocked", "ns/a", reasons.NO_FREE_BLOCK)
+    ]
+    assert not planned(seen(replace(pool(), nodes=nodes), [one(gpus=8)], {CHAT: load(2)}, others),
                        memory=made.memory).decisions, "told once"  # fmt: skip
 
 
 def test_foreign_pods_count_as_used_and_are_never_displaced():
     foreign = [Pod(f"f{i}", f"f{i}", "x", 4, 0.0, node=f"n{i}") for i in range(3)]
-    made = planned(seen(pool(), [one()], {I: load(8)}, foreign))
-    assert made.lanes[I].replicas == 2
+    made = planned(seen(pool(), [one()], {CHAT: load(8)}, foreign))
+    assert made.lanes[CHAT].replicas == 2
 
 
 def test_floors_come_first_by_priority_then_reservations():
     small = pool(nodes=1, reserved={"standard": 2})
     models = [model("a", lane("a", "standard", min_replicas=1), lane("a", "interactive", min_replicas=1),
                     lane("a", "batch", min_replicas=1))]  # fmt: skip
-    made = planned(seen(small, models, {I: load(2), S: load(2), B: QUIET}))
-    assert {k.qos_class: p.replicas for k, p in made.lanes.items()} == {"interactive": 1, "standard": 1, "batch": 0}
-    assert made.lanes[I].reason == reasons.NO_FREE_BLOCK
+    made = planned(seen(small, models, {CHAT: load(2), S: load(2), B: QUIET}))
+    assert {k.qos_class: p.replicas for k, p in made.lanes.items()} == {
+        "interactive": 1,
+        "standard": 1,
+        "batch": 0,
+    }
+    assert made.lanes[CHAT].reason == reasons.NO_FREE_BLOCK
 
 
 def test_a_claim_raises_the_claimant_and_keeps_the_borrower():
-    made = planned(seen(WITHIN, [one(), BORROWER], {I: load(2), B2: BACKLOG}, FULL_OF_BATCH))
-    assert (made.lanes[I].replicas, made.lanes[I].reason) == (2, reasons.RECLAIMS)
+    made = planned(seen(WITHIN, [one(), BORROWER], {CHAT: load(2), B2: BACKLOG}, FULL_OF_BATCH))
+    assert (made.lanes[CHAT].replicas, made.lanes[CHAT].reason) == (2, reasons.RECLAIMS)
     assert (made.lanes[B2].replicas, made.lanes[B2].reason) == (8, reasons.BEING_RECLAIMED)
-    assert [(d.kind, d.lane) for d in made.decisions] == [("reclaim", I)]
+    assert [(d.kind, d.lane) for d in made.decisions] == [("reclaim", CHAT)]
+
+
+def test_the_floor_of_an_always_class_yields_to_a_reservation_and_not_to_demand_beyond_it():
+    floor = model("b", lane("b", "batch", min_replicas=2, replicas=2))
+    pods = [bound("b", "batch", "n0", n) for n in range(2)]
+    demand = {CHAT: load(2), B2: QUIET}
+    claimed = planned(seen(pool(1, reserved={"interactive": 4}), [one(), floor], demand, pods))
+    assert (claimed.lanes[CHAT].replicas, claimed.lanes[B2].reason) == (2, reasons.BEING_RECLAIMED)
+    beyond = planned(seen(pool(1), [one(), floor], demand, pods))
+    assert (beyond.lanes[CHAT].replicas, beyond.lanes[B2].replicas) == (0, 2)
 
 
 CUT = {
@@ -145,7 +163,7 @@ def test_the_borrower_is_lowered_when_the_claimant_is_bound(claimants, replicas,
     pods = [replace(p, terminating=True) if claimants == 1 else None for p in FULL_OF_BATCH[:2]]
     pods = [p for p in pods if p] + FULL_OF_BATCH[2:]
     pods += [bound("a", "interactive", "n0", n) for n in range(claimants - (claimants == 1))]
-    made = planned(seen(WITHIN, [one(replicas=2), BORROWER], {I: load(2), B2: BACKLOG}, pods))
+    made = planned(seen(WITHIN, [one(replicas=2), BORROWER], {CHAT: load(2), B2: BACKLOG}, pods))
     assert (made.lanes[B2].replicas, made.lanes[B2].reason) == (replicas, reason)
 
 
@@ -198,75 +216,99 @@ def test_a_limit_that_was_lowered_takes_back_what_nobody_else_would():
 
 def test_reservations_count_the_namespaces_that_they_select():
     r = Reservation("i", "interactive", 16, namespaces=frozenset({"other"}))
-    made = planned(seen(replace(pool(), reservations=(r,)), [one()], {I: load(2)}))
-    assert (made.lanes[I].replicas, made.unmet[0].reason) == (0, reasons.RESERVED_FOR_OTHERS)
+    made = planned(seen(replace(pool(), reservations=(r,)), [one()], {CHAT: load(2)}))
+    assert (made.lanes[CHAT].replicas, made.unmet[0].reason) == (0, reasons.RESERVED_FOR_OTHERS)
 
 
 def test_a_reservation_for_whole_nodes_is_not_eaten_in_pieces():
     big = model("big", lane("big", "standard", gpus=8))
     nodes = (Node("m0", 8), Node("m1", 8), Node("m2", 4))
     pools = replace(pool(reserved={"standard": 16}), nodes=nodes)
-    made = planned(seen(pools, [big, one(gpus=1)], {I: load(9), LaneKey("ns", "big", "standard"): QUIET}))
-    assert made.lanes[I].replicas == 4
+    made = planned(seen(pools, [big, one(gpus=1)], {CHAT: load(9), LaneKey("ns", "big", "standard"): QUIET}))
+    assert made.lanes[CHAT].replicas == 4
     tight = replace(pools, nodes=(Node("m0", 8), Node("m1", 8), *(Node(f"s{i}", 2) for i in range(2))))
     held = [Pod("x", "x", "x", 1, 0.0, node="s0")]
-    made = planned(seen(tight, [big, one(gpus=1)], {I: load(9), LaneKey("ns", "big", "standard"): QUIET}, held))
-    assert made.lanes[I].replicas == 3
+    made = planned(
+        seen(tight, [big, one(gpus=1)], {CHAT: load(9), LaneKey("ns", "big", "standard"): QUIET}, held)
+    )
+    assert made.lanes[CHAT].replicas == 3
 
 
 def test_replicas_of_lower_classes_of_the_model_carry_a_rush_first():
     lanes = model("a", lane("a", "interactive", replicas=1), lane("a", "batch", replicas=3))
     pods = [bound("a", "interactive", "n0"), *(bound("a", "batch", f"n{i}") for i in (1, 2, 3))]
-    shared = planned(seen(WITHIN, [lanes], {I: load(3), B: BACKLOG}, pods))
-    assert (shared.lanes[I].replicas, shared.lanes[I].wanted, shared.lanes[I].reason) == (
+    shared = planned(seen(WITHIN, [lanes], {CHAT: load(3), B: BACKLOG}, pods))
+    assert (shared.lanes[CHAT].replicas, shared.lanes[CHAT].wanted, shared.lanes[CHAT].reason) == (
         1, 3, reasons.SHARES_LANES,
     )  # fmt: skip
-    quiet = planned(seen(WITHIN, [lanes], {I: load(3), B: QUIET}, pods), memory=Memory(calm={B: Calm(0, 0)}))
+    quiet = planned(
+        seen(WITHIN, [lanes], {CHAT: load(3), B: QUIET}, pods), memory=Memory(calm={B: Calm(0, 0)})
+    )
     assert quiet.lanes[B].replicas == 2, "two carry the rush, one is not needed"
-    apart = planned(seen(WITHIN, [lanes], {I: load(3), B: BACKLOG}, pods), policy=replace(POLICY, share_lanes=False))
-    assert apart.lanes[I].replicas == 3
+    apart = planned(
+        seen(WITHIN, [lanes], {CHAT: load(3), B: BACKLOG}, pods), policy=replace(POLICY, share_lanes=False)
+    )
+    assert apart.lanes[CHAT].replicas == 3
 
 
 def test_going_down_takes_the_peak_of_the_delay_and_zero_its_own():
     models = one(replicas=5)
     pods = [bound("a", "interactive", f"n{n}") for n in range(4)] + [bound("a", "interactive", "n0", 1)]
-    made = planned(seen(WITHIN, [models], {I: load(2)}, pods), now=0.0)
-    made = planned(seen(WITHIN, [models], {I: load(3)}, pods), now=5.0, memory=made.memory)
-    assert made.memory.calm[I] == Calm(0.0, 3)
-    made = planned(seen(WITHIN, [models], {I: load(1)}, pods), now=10.0, memory=made.memory)
-    assert (made.lanes[I].replicas, made.lanes[I].reason) == (3, reasons.DEMAND_FELL)
+    made = planned(seen(WITHIN, [models], {CHAT: load(2)}, pods), now=0.0)
+    made = planned(seen(WITHIN, [models], {CHAT: load(3)}, pods), now=5.0, memory=made.memory)
+    assert made.memory.calm[CHAT] == Calm(0.0, 3)
+    made = planned(seen(WITHIN, [models], {CHAT: load(1)}, pods), now=10.0, memory=made.memory)
+    assert (made.lanes[CHAT].replicas, made.lanes[CHAT].reason) == (3, reasons.DEMAND_FELL)
     patient = replace(one(replicas=2), scale_to_zero_after_s=30.0)
-    memory = Memory(calm={I: Calm(0.0, 0)})
-    assert planned(seen(WITHIN, [patient], {I: QUIET}, pods[:2]), now=20.0, memory=memory).lanes[I].replicas == 1
-    assert planned(seen(WITHIN, [patient], {I: QUIET}, pods[:2]), now=31.0, memory=memory).lanes[I].replicas == 0
+    memory = Memory(calm={CHAT: Calm(0.0, 0)})
+    assert (
+        planned(seen(WITHIN, [patient], {CHAT: QUIET}, pods[:2]), now=20.0, memory=memory)
+        .lanes[CHAT]
+        .replicas
+        == 1
+    )
+    assert (
+        planned(seen(WITHIN, [patient], {CHAT: QUIET}, pods[:2]), now=31.0, memory=memory)
+        .lanes[CHAT]
+        .replicas
+        == 0
+    )
 
 
 def test_no_delay_is_shorter_than_a_start():
     slow = replace(one(replicas=2), start_time_s=90.0, scale_down_delay_s=1.0)
-    memory = Memory(calm={I: Calm(0.0, 1)})
+    memory = Memory(calm={CHAT: Calm(0.0, 1)})
     pods = [bound("a", "interactive", "n0", n) for n in range(2)]
-    assert planned(seen(WITHIN, [slow], {I: load(1)}, pods), now=89.0, memory=memory).lanes[I].replicas == 2
-    assert planned(seen(WITHIN, [slow], {I: load(1)}, pods), now=90.0, memory=memory).lanes[I].replicas == 1
+    assert (
+        planned(seen(WITHIN, [slow], {CHAT: load(1)}, pods), now=89.0, memory=memory).lanes[CHAT].replicas
+        == 2
+    )
+    assert (
+        planned(seen(WITHIN, [slow], {CHAT: load(1)}, pods), now=90.0, memory=memory).lanes[CHAT].replicas
+        == 1
+    )
 
 
 def test_a_cordoned_node_keeps_what_it_runs_and_takes_no_more():
     nodes = (Node("n0", 0), Node("n1", 4))
     pods = [bound("a", "interactive", "n0", n) for n in range(2)]
-    made = planned(seen(replace(pool(), nodes=nodes), [one(replicas=2)], {I: load(9)}, pods))
-    assert made.lanes[I].replicas == 4
+    made = planned(seen(replace(pool(), nodes=nodes), [one(replicas=2)], {CHAT: load(9)}, pods))
+    assert made.lanes[CHAT].replicas == 4
 
 
 WEIGHTS = {
-    "own lane alone": ({I: (2, 1.0)}, I, {"interactive": 100}),
-    "a lane with nothing ready is left out": ({I: (2, 1.0), B: (0, 0.0)}, I, {"interactive": 100}),
-    "a higher class uses all by their size": ({I: (1, 1.0), B: (3, 1.0)}, I, {"interactive": 25, "batch": 75}),
-    "a lower class keeps off a busy lane": ({I: (4, 4.5), B: (1, 1.0)}, B, {"batch": 100}),
-    "a lower class finds room above the headroom": (
-        {I: (5, 0.0), B: (5, 0.0)}, B, {"batch": 55, "interactive": 45},
+    "own lane alone": ({CHAT: (2, 1.0)}, CHAT, {"interactive": 100}),
+    "a lane with nothing ready is left out": ({CHAT: (2, 1.0), B: (0, 0.0)}, CHAT, {"interactive": 100}),
+    "a higher class uses all by their size": (
+        {CHAT: (1, 1.0), B: (3, 1.0)}, CHAT, {"interactive": 25, "batch": 75},
     ),
-    "nothing ready at all": ({I: (0, 1.0)}, I, {}),
-    "overload falls back to lanes that it may use": ({I: (1, 9.0), B: (1, 9.0)}, B, {"batch": 100}),
-    "no room and no lane of its own": ({I: (1, 9.0), B: (0, 9.0)}, B, {}),
+    "a lower class keeps off a busy lane": ({CHAT: (4, 4.5), B: (1, 1.0)}, B, {"batch": 100}),
+    "a lower class finds room above the headroom": (
+        {CHAT: (5, 0.0), B: (5, 0.0)}, B, {"batch": 55, "interactive": 45},
+    ),
+    "nothing ready at all": ({CHAT: (0, 1.0)}, CHAT, {}),
+    "overload falls back to lanes that it may use": ({CHAT: (1, 9.0), B: (1, 9.0)}, B, {"batch": 100}),
+    "no room and no lane of its own": ({CHAT: (1, 9.0), B: (0, 9.0)}, B, {}),
 }  # fmt: skip
 
 
@@ -279,16 +321,18 @@ def test_weights(lanes, of, shares):
 
 def test_weights_stay_through_noise_and_move_with_demand():
     made = model("a", lane("a", "interactive", ready=4, replicas=4), lane("a", "batch", ready=4, replicas=4))
-    before = planned(seen(pool(), [made], {I: load(0), B: load(1)}))
-    nudged = planned(seen(pool(), [made], {I: load(0.4), B: load(1)}), memory=before.memory)
+    before = planned(seen(pool(), [made], {CHAT: load(0), B: load(1)}))
+    nudged = planned(seen(pool(), [made], {CHAT: load(0.4), B: load(1)}), memory=before.memory)
     assert nudged.weights == before.weights
-    moved = planned(seen(pool(), [made], {I: load(7), B: load(1)}), memory=before.memory)
+    moved = planned(seen(pool(), [made], {CHAT: load(7), B: load(1)}), memory=before.memory)
     assert moved.weights[B] == (Weight("batch", 100),)
     assert ("rebalance", reasons.WEIGHTS_CHANGED) in [(d.kind, d.reason) for d in moved.decisions]
 
 
 def test_memory_survives_json():
-    memory = Memory({I: Calm(1.5, 2)}, {I: (Weight("batch", 40), Weight("interactive", 60))}, {B: "NoFreeBlock"})
+    memory = Memory(
+        {CHAT: Calm(1.5, 2)}, {CHAT: (Weight("batch", 40), Weight("interactive", 60))}, {B: "NoFreeBlock"}
+    )
     assert Memory.from_json(memory.to_json()) == memory
     assert Memory.from_json({}) == Memory()
 
@@ -303,5 +347,7 @@ def test_two_classes_of_one_priority_do_not_displace_one_another():
     classes = CLASSES | {"bulk": QoSClass("bulk", 0, CLASSES["batch"].reclaim)}
     bulk = LaneKey("ns", "a", "bulk")
     models = (model("a", lane("a", "bulk")), BORROWER)
-    made = planned(Snapshot(classes, {"p": pool()}, models, tuple(FULL_OF_BATCH), {bulk: BACKLOG, B2: BACKLOG}))
+    made = planned(
+        Snapshot(classes, {"p": pool()}, models, tuple(FULL_OF_BATCH), {bulk: BACKLOG, B2: BACKLOG})
+    )
     assert (made.lanes[bulk].replicas, made.lanes[B2].replicas) == (0, 8)

@@ -59,7 +59,8 @@ def standings(
     for pod in sorted(pods, key=lambda p: p.age_key):
         home = None
         for r in ordered:
-            if pod.qos_class and r.covers(pod.qos_class, pod.namespace) and room[r.name] >= pod.gpus:
+            ours = pod.qos_class in classes and r.covers(pod.qos_class, pod.namespace)
+            if ours and room[r.name] >= pod.gpus:
                 home, room[r.name] = r.name, room[r.name] - pod.gpus
                 break
         can_go = pod.uid in reclaimable
