@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -186,19 +186,28 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         )
         kubelet = Kubelet(services, settings.fleet, settings.network)
         stack.push_async_callback(kubelet.stop)
-        await _serve(stack, settings, kubelet, clock)
         reflector = Reflector(kube, POD, on_change=kubelet.on_change)
-        for work in (reflector.run(), Nodes(kube, settings.fleet, clock.now).run()):
+        nodes = Nodes(kube, settings.fleet, clock.now)
+        for work in (reflector.run(), nodes.run()):
             stack.push_async_callback(_cancel, asyncio.create_task(work))
-        synced = asyncio.create_task(reflector.synced.wait())
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait([synced, stopped], return_when=asyncio.FIRST_COMPLETED)
-        synced.cancel()
-        if not stop.is_set():
-            _remove_old_logs(settings.state_dir, reflector.objects.values())
-            kubelet.begin()
-            log.info("%d nodes, %d pods", settings.fleet.count, len(list(kubelet.workers())))
-        await stopped
+        if await _first(stop.wait(), asyncio.gather(reflector.synced.wait(), nodes.written.wait())):
+            return
+        _remove_old_logs(settings.state_dir, reflector.objects.values())
+        kubelet.begin()
+        # The port opens last: whoever waits for it finds the nodes there and Ready.
+        await _serve(stack, settings, kubelet, clock)
+        log.info("%d nodes, %d pods", settings.fleet.count, len(list(kubelet.workers())))
+        await stop.wait()
+
+
+async def _first(stopped: Awaitable[Any], other: Awaitable[Any]) -> bool:
+    """Wait for either; returns whether it was `stopped`. The one that is late is cancelled."""
+    tasks = [asyncio.ensure_future(stopped), asyncio.ensure_future(other)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    was_stopped = tasks[0].done()
+    for task in tasks:
+        task.cancel()
+    return was_stopped
 
 
 async def _serve(

@@ -109,6 +109,8 @@ class Nodes:
     def __init__(self, kube: Kube, fleet: Fleet, now: Callable[[], float]) -> None:
         self._kube, self._fleet, self._now = kube, fleet, now
         self._since = rfc3339(now())
+        self.written = asyncio.Event()
+        """Set once all nodes stand and are Ready."""
 
     async def run(self) -> None:
         """Write nodes and leases every 10 s until cancelled; a lost API server is waited for."""
@@ -117,6 +119,7 @@ class Nodes:
             try:
                 for index, name in enumerate(self._fleet.names(), start=1):
                     await self._heartbeat(name, index)
+                self.written.set()
                 if not cleaned:
                     await self._delete_left_over()
                     cleaned = True
