@@ -44,6 +44,8 @@ class Children:
     def __init__(self, kube: Kube, world: World, wrote: Callable[[str], None]) -> None:
         self._kube, self._world, self._wrote = kube, world, wrote
         self._applied: dict[tuple[Kind, str, str], tuple[str, str, str]] = {}
+        self.intended: dict[tuple[str, str], int] = {}
+        """Replicas of each lane's Deployment as last planned. What a hand made of them is no plan."""
 
     async def ensure(self, kind: Kind, wanted: Object, owner_uid: str, outcome: Outcome) -> None:
         """Bring one child to what is rendered. Raises ApiError."""
@@ -58,17 +60,19 @@ class Children:
             return
         taken = claims(live, wanted) if live else []
         outcome.conflicts += [f"{kind.name} {name}: {c}" for c in taken]
+        if any(c.path == ("spec", "replicas") for c in taken):
+            self.intended.pop((namespace, name), None)
         wanted = without(wanted, taken)
         rendered = digest(wanted)
         if live and remembered and remembered[:2] == (rendered, fingerprint(live)):
             return
         if live and _immutable_differs(kind, live, wanted):
-            await self._kube.delete(kind, name, namespace or None, uid=live["metadata"]["uid"])
-            self._wrote(kind.name)
-            self._world.forget(kind, name, namespace)
+            await self.remove(kind, live)
             return  # made anew once it is gone
         result = await self._kube.apply(kind, wanted, manager=names.FIELD_MANAGER, force=True)
         self._world.written(kind, result)
+        if kind is k.DEPLOYMENT and "replicas" in wanted["spec"]:
+            self.intended[namespace, name] = wanted["spec"]["replicas"]
         version = result["metadata"]["resourceVersion"]
         now = (rendered, fingerprint(result), version)
         self._applied[kind, namespace, name] = now
@@ -87,6 +91,13 @@ class Children:
             self._wrote(kind.name)
         self._world.forget(kind, name, namespace)
         self._applied.pop((kind, namespace, name), None)
+        self.intended.pop((namespace, name), None)
+
+    def let_go(self, found: ModelFacts) -> None:
+        """A model that is not to be touched has the replicas that its people give it."""
+        for qos_class in found.classes:
+            namespace, name = found.ref.split("/")
+            self.intended.pop((namespace, names.lane_name(name, qos_class)), None)
 
     async def _unlabelled(self, kind: Kind, name: str, namespace: str) -> Object | None:
         """An object of this name that our watch does not see: somebody else's, or without its label."""
@@ -118,6 +129,7 @@ async def apply_model(
     outcome = Outcome()
     model = found.obj
     if model is None or found.deleting or found.hands_off or found.model is None:
+        children.let_go(found)
         return outcome
     uid = model.metadata.uid
     wanted: list[tuple[Kind, Object, str]] = []

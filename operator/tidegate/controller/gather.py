@@ -108,8 +108,22 @@ class Facts:
     snapshot: Snapshot
 
 
-def gather(world: World, demand: Mapping[LaneKey, Demand], *, demand_fresh: bool) -> Facts:
-    """Read the world. Never fails for what a user wrote."""
+def gather(
+    world: World,
+    demand: Mapping[LaneKey, Demand],
+    *,
+    demand_fresh: bool,
+    intended: Mapping[tuple[str, str], int] | None = None,
+) -> Facts:
+    """Read the world. Never fails for what a user wrote.
+
+    Args:
+        world: Copies of the cluster's objects.
+        demand: As measured.
+        demand_fresh: Whether every source of it answers.
+        intended: Replicas last planned, by namespace and name of a Deployment: they stand for what the
+            Deployment asks for, so that a hand's change is repaired and not planned with.
+    """
     class_objects = _read_all(world, k.QOS_CLASS, QoSClass)
     pool_objects = _read_all(world, k.GPU_POOL, GPUPool)
     default = default_class([o for _, o, _ in class_objects if o])
@@ -117,7 +131,7 @@ def gather(world: World, demand: Mapping[LaneKey, Demand], *, demand_fresh: bool
     labels = {n["metadata"]["name"]: n["metadata"].get("labels") or {} for n in world.objects(k.NAMESPACE)}
     enforced = {o.metadata.name: o.spec.mode == "Enforce" for _, o, _ in pool_objects if o}
     invalid_pools = {r["metadata"]["name"] for r, o, _ in pool_objects if o is None}
-    workloads = _workloads(world)
+    workloads = _workloads(world, intended or {})
     models = {}
     for raw, obj, problem in _read_all(world, k.MODEL_DEPLOYMENT, ModelDeployment):
         found = (
@@ -161,8 +175,13 @@ def _read_all(world: World, kind: Any, model: Any) -> list[tuple[Object, Any, Pr
     return found
 
 
-def _workloads(world: World) -> dict[tuple[str, str], Object]:
-    return {(d["metadata"]["namespace"], d["metadata"]["name"]): d for d in world.objects(k.DEPLOYMENT)}
+def _workloads(world: World, intended: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], Object]:
+    found = {}
+    for obj in world.objects(k.DEPLOYMENT):
+        key = (obj["metadata"]["namespace"], obj["metadata"]["name"])
+        planned = intended.get(key)
+        found[key] = obj if planned is None else {**obj, "spec": {**obj["spec"], "replicas": planned}}
+    return found
 
 
 def _model(

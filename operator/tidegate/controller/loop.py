@@ -104,7 +104,7 @@ class Controller:
         if self._world.missing:
             return
         demand, fresh = await self._timed("demand", self._demand.read(time.monotonic()))
-        facts = gather(self._world, demand, demand_fresh=fresh)
+        facts = gather(self._world, demand, demand_fresh=fresh, intended=self._children.intended)
 
         # 2. Decide: a pure function of what was seen.
         with self.telemetry.seconds.labels("plan").time():

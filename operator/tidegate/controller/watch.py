@@ -22,7 +22,7 @@ from tidegate.adapters.kube.client import configure
 log = logging.getLogger(__name__)
 
 _BACKOFF_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
-_WATCH_S: Final = 60.0
+_WATCH_S: Final = 60
 
 
 class KopfWatch:
@@ -89,6 +89,8 @@ class KopfWatch:
             caller.call_soon_threadsafe(ended.set)
 
     async def _operator(self, caller: asyncio.AbstractEventLoop, stop: threading.Event) -> None:
+        # A watcher's error is logged by kopf, and again by asyncio when its task is collected.
+        asyncio.get_running_loop().set_exception_handler(lambda _, c: log.debug("kopf: %s", c.get("message")))
         registry = kopf.OperatorRegistry()
 
         async def login(**_: Any) -> kopf.ConnectionInfo:

@@ -79,6 +79,7 @@ def container(model: ModelDeployment, gpu_resource: str, grace_s: int) -> Object
     result: Object = {
         "name": CONTAINER,
         "image": engine.effective_image,
+        "imagePullPolicy": _pull_policy(engine.effective_image),
         "args": args,
         "env": _environment(model),
         "ports": ports,
@@ -97,6 +98,13 @@ def container(model: ModelDeployment, gpu_resource: str, grace_s: int) -> Object
     if grace_s > 2:  # endpoints take a moment to hear that this replica goes; then SIGTERM drains it
         result["lifecycle"] = {"preStop": {"sleep": {"seconds": 1 if grace_s < 10 else 2}}}
     return result
+
+
+def _pull_policy(image: str) -> str:
+    """Kubernetes' own default, written out: left to it, a hand's change of the image would leave a trace."""
+    name = image.rsplit("/", 1)[-1]
+    tag = name.partition(":")[2]
+    return "IfNotPresent" if "@" in name or tag not in ("", "latest") else "Always"
 
 
 def volumes(model: ModelDeployment) -> list[Object]:
