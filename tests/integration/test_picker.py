@@ -436,12 +436,13 @@ async def test_clients_that_leave_free_their_place_at_once(make_model: MakeModel
     running.cancel()  # before its answer
     await eventually(seen, until=lambda s: s == (0, 0), within_s=3)
     await model.settled()
-    engine.gate.set()
 
     leaving = asyncio.create_task(_hang(model))
     await eventually(seen, until=lambda s: s == (1, 0))
     leaving.cancel()  # in the middle of its stream
+    await eventually(seen, until=lambda s: s == (0, 0), within_s=3)
     await model.settled()
+    engine.gate.set()
     assert (await model.low.chat(model.name)).status_code == 200
 
 

@@ -20,10 +20,7 @@ class Seen:
 
 @dataclass
 class FakeEngine:
-    """Answers `tokens` chunks; while `gate` is clear everything waits before its first byte.
-
-    A body's `user` may hold `hang` (stream a chunk, then wait for ever).
-    """
+    """Answers `tokens` chunks; while `gate` is clear everything waits before its first token."""
 
     tokens: int = 3
     seen: list[Seen] = field(default_factory=list)
@@ -105,8 +102,6 @@ class FakeEngine:
         await self.gate.wait()
         for _ in range(self.tokens):
             await response.write(b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n')
-            if body.get("user") == "hang":
-                await asyncio.Event().wait()
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response

@@ -1,0 +1,141 @@
+"""Invariants of the queue under any sequence of events."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from tidegate.core.flow import Ask, Ended, Endpoint, Flow, Model
+from tidegate.core.load import EngineReport
+from tidegate.core.pick import Place, Traffic, headroom
+from tidegate.core.types import Objectives, QoSClass
+
+CLASSES = {
+    "high": QoSClass("high", 100, objectives=Objectives(ttft_s=1.0), queue_max_wait_s=5.0),
+    "mid": QoSClass("mid", 50, queue_max_wait_s=10.0),
+    "low": QoSClass("low", 0, queue_max_requests=5, queue_max_wait_s=60.0),
+}
+KEYS = [("ns", "m"), ("ns", "n")]
+NAMES = st.sampled_from(sorted(CLASSES))
+
+
+class FlowMachine(RuleBasedStateMachine):
+    """Requests of all kinds come and go while endpoints do too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flow = Flow()
+        self.now = 0.0
+        self.next = 0
+        self.endpoints: dict[str, Endpoint] = {}
+        self.waiting: dict[int, Ask] = {}
+        self.running: dict[int, str] = {}
+        self._world()
+
+    def _world(self) -> None:
+        models = {key: Model(key, tuple(CLASSES), startable=True) for key in KEYS}
+        self.flow.set_world(CLASSES, models, self.endpoints.values(), self.now)
+
+    @rule(number=st.integers(0, 3), slots=st.integers(1, 6), lane=NAMES, model=st.sampled_from(KEYS))
+    def endpoint_comes(self, number: int, slots: int, lane: str, model: tuple[str, str]) -> None:
+        address = f"e:{number}"
+        if address not in self.endpoints and not any(a == address for a in self.running.values()):
+            self.endpoints[address] = Endpoint(address, model, lane, slots)
+            self._world()
+            self.flow.report(address, EngineReport(self.now, 0, 0, 0.0, 20_000), 0, 0)
+
+    @rule(number=st.integers(0, 3))
+    def endpoint_goes(self, number: int) -> None:
+        self.endpoints.pop(f"e:{number}", None)
+        self._world()
+
+    @rule(qos=NAMES, model=st.sampled_from(KEYS), tokens=st.integers(1, 30_000))
+    def request_comes(self, qos: str, model: tuple[str, str], tokens: int) -> None:
+        self.next += 1
+        ask = Ask(self.next, model, qos, tokens, 10, size=tokens)
+        if self.flow.admit(ask, self.now) is None:
+            self.waiting[ask.id] = ask
+        self._dispatch()
+
+    @rule(pick=st.integers(0, 1000), whole=st.booleans())
+    def request_ends(self, pick: int, whole: bool) -> None:
+        known = sorted({*self.waiting, *self.running})
+        if known:
+            request = known[pick % len(known)]
+            expected = Ended.QUEUED if request in self.waiting else Ended.DISPATCHED
+            assert self.flow.finish(request, self.now, whole=whole) is expected
+            assert self.flow.finish(request, self.now) is None
+            self.waiting.pop(request, None)
+            self.running.pop(request, None)
+            self._dispatch()
+
+    @rule(seconds=st.floats(0, 20))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        for ask, _ in self.flow.expire(self.now):
+            limit = CLASSES[ask.qos_class].queue_max_wait_s
+            assert limit <= self.now
+            del self.waiting[ask.id]
+        for address, endpoint in self.endpoints.items():
+            mine = self.flow.held(address)
+            usage = min(1.0, mine[1] / 20_000)
+            assert endpoint.address == address
+            self.flow.report(address, EngineReport(self.now, mine[0], 0, usage, 20_000), *mine)
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        for one in self.flow.dispatch(self.now):
+            ask = self.waiting.pop(one.ask.id)
+            assert self.endpoints[one.address].model == ask.model
+            earlier = [
+                a for a in self.waiting.values() if a.model == ask.model and a.qos_class == ask.qos_class
+            ]
+            assert all(a.id > ask.id for a in earlier), "overtaken inside its class"
+            above = [
+                a
+                for a in self.waiting.values()
+                if a.model == ask.model and CLASSES[a.qos_class].priority > CLASSES[ask.qos_class].priority
+            ]
+            assert not above, "a lower class went while a higher one waited"
+            self.running[ask.id] = one.address
+        assert self.flow.dispatch(self.now) == []
+
+    @invariant()
+    def counts_are_right_and_no_endpoint_is_overfull(self) -> None:
+        assert {a.id for a in self.flow.waiting()} == self.waiting.keys()
+        assert {a.id for a, _ in self.flow.in_flight()} == self.running.keys()
+        assert self.flow.bytes == sum(a.size for a in self.waiting.values())
+        for address, endpoint in self.endpoints.items():
+            count = sum(a == address for a in self.running.values())
+            assert self.flow.held(address)[0] == count <= endpoint.slots
+
+
+FlowMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFlow = FlowMachine.TestCase
+
+
+PLACES = st.lists(
+    st.builds(Place, address=st.uuids().map(str), lane=NAMES, slots=st.integers(1, 32)),
+    max_size=6,
+    unique_by=lambda p: p.address,
+)
+TRAFFIC = st.tuples(st.floats(0, 50), st.floats(0, 50), st.floats(0, 50), st.booleans(), st.booleans()).map(
+    lambda t: [
+        Traffic("high", 0, t[0], 500.0, t[3]),
+        Traffic("mid", 1, t[1], 500.0, t[4]),
+        Traffic("low", 2, t[2], 500.0, True),
+    ]
+)
+
+
+@given(places=PLACES, traffic=TRAFFIC, service=st.floats(0.1, 60))
+def test_headroom_never_takes_a_whole_endpoint_and_grows_downwards(
+    places: list[Place], traffic: list[Traffic], service: float
+) -> None:
+    seconds = dict.fromkeys((0, 1, 2), service)
+    kept = headroom(traffic, places, seconds, {0: 1, 2: 3})
+    assert kept == headroom(traffic[::-1], places[::-1], seconds, {0: 1, 2: 3})
+    for place in places:
+        slots = [kept[rank][place.address][0] for rank in (0, 1, 2)]
+        assert slots == sorted(slots)
+        assert slots[0] == 0
+        assert slots[2] <= max(0, place.slots - 1)
