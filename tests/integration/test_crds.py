@@ -180,13 +180,16 @@ REFUSED = {
         "spec",
         "spec.model.uri must be set unless spec.engine.type is External",
     ),
-    "aliases in Triton": (
+    "adapters in Triton": (
         kinds.MODEL_DEPLOYMENT,
-        mdep(engine={"type": "Triton"}, model={"name": "m", "uri": "pvc://a/b", "aliases": ["n"]}),
+        mdep(
+            engine={"type": "Triton"},
+            model={"name": "m", "uri": "pvc://a/b", "adapters": [{"name": "n", "uri": "pvc://a/n"}]},
+        ),
         "spec",
         (
-            "spec.model.aliases, adapters and revision must be left out when spec.engine.type is Triton:"
-            " its repository says what it serves, by one name"
+            "spec.model.adapters and revision must be left out when spec.engine.type is Triton:"
+            " its repository says what it serves"
         ),
     ),
     "weights from elsewhere": (

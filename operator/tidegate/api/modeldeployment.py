@@ -201,11 +201,10 @@ class ModelDeploymentSpec(Spec):
                 "spec.model.uri must be set unless spec.engine.type is External",
             ),
             rule(
-                "self.engine.type != 'Triton' || !((has(self.model.aliases) && size(self.model.aliases) > 0)"
-                " || (has(self.model.adapters) && size(self.model.adapters) > 0)"
+                "self.engine.type != 'Triton' || !((has(self.model.adapters) && size(self.model.adapters) > 0)"
                 " || has(self.model.revision))",
-                "spec.model.aliases, adapters and revision must be left out when spec.engine.type is Triton:"
-                " its repository says what it serves, by one name",
+                "spec.model.adapters and revision must be left out when spec.engine.type is Triton:"
+                " its repository says what it serves",
             ),
             rule(
                 "self.engine.type != 'External' || !has(self.podOverrides)",
