@@ -33,6 +33,11 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalClu
         yield cluster
 
 
+def kubectl(cluster: LocalCluster, *args: str, check: bool = True) -> str:
+    """What kubectl prints."""
+    return cluster.kubectl(*args, check=check).stdout
+
+
 def shell(script: str, **fields: Any) -> Object:
     return {"name": "c", "image": SHELL, "command": ["sh", "-c", script], **fields}
 
@@ -179,7 +184,7 @@ async def test_a_server_becomes_ready_on_its_own_address(
     assert pod["status"]["phase"] == "Running"
     async with httpx.AsyncClient() as client:
         assert (await client.get(f"http://{address}:8000/")).status_code == 200
-    assert 'GET / HTTP/1.1" 200' in control_plane.kubectl("logs", "-n", namespace, "web")
+    assert 'GET / HTTP/1.1" 200' in kubectl(control_plane, "logs", "-n", namespace, "web")
 
 
 async def test_environment(kube: Kube, namespace: str, control_plane: LocalCluster) -> None:
@@ -201,7 +206,7 @@ async def test_environment(kube: Kube, namespace: str, control_plane: LocalClust
     pod = await until(kube, namespace, "env", lambda s: s["phase"] == "Succeeded")
     node, address = pod["spec"]["nodeName"], pod["status"]["podIP"]
     wanted = f"{node}+from a map|{address}|0,1|yes|env\n"
-    assert control_plane.kubectl("logs", "-n", namespace, "env") == wanted
+    assert kubectl(control_plane, "logs", "-n", namespace, "env") == wanted
     ended = terminated(pod["status"])
     assert ended is not None
     assert (ended["exitCode"], ended["reason"]) == (0, "Completed")
@@ -224,19 +229,19 @@ async def test_logs_follow_tail_and_previous(kube: Kube, namespace: str, control
     script = "for i in 1 2 3 4 5 6; do echo line $i; sleep 0.3; done"
     await create(kube, namespace, "talk", shell(script), restartPolicy="OnFailure")
     await until(kube, namespace, "talk", running)
-    followed = await asyncio.to_thread(control_plane.kubectl, "logs", "-f", "-n", namespace, "talk")
+    followed = await asyncio.to_thread(kubectl, control_plane, "logs", "-f", "-n", namespace, "talk")
     assert followed.splitlines() == [f"line {i}" for i in range(1, 7)]
     logs = ["logs", "-n", namespace, "talk"]
-    assert control_plane.kubectl(*logs, "--tail", "2").splitlines() == ["line 5", "line 6"]
-    stamped = control_plane.kubectl(*logs, "--tail", "1", "--timestamps")
+    assert kubectl(control_plane, *logs, "--tail", "2").splitlines() == ["line 5", "line 6"]
+    stamped = kubectl(control_plane, *logs, "--tail", "1", "--timestamps")
     assert stamped.endswith("Z line 6\n")
-    missing = control_plane.kubectl(*logs, "--previous", check=False)
+    missing = kubectl(control_plane, *logs, "--previous", check=False)
     assert "line" not in missing
 
 
 async def test_sigkill_shows_as_a_restart(kube: Kube, namespace: str, control_plane: LocalCluster) -> None:
     nap = number()
-    await create(kube, namespace, "victim", shell(f"echo run of $$; exec sleep {nap}"))
+    await create(kube, namespace, "victim", shell(f"echo run of $$$$; exec sleep {nap}"))
     await until(kube, namespace, "victim", ready)
     [pid] = alive(nap)
     os.kill(pid, signal.SIGKILL)
@@ -247,8 +252,8 @@ async def test_sigkill_shows_as_a_restart(kube: Kube, namespace: str, control_pl
     assert last["containerID"] != status["containerID"]
     [again] = alive(nap)
     logs = ["logs", "-n", namespace, "victim"]
-    assert control_plane.kubectl(*logs) == f"run of {again}\n"
-    assert control_plane.kubectl(*logs, "--previous") == f"run of {pid}\n"
+    assert kubectl(control_plane, *logs) == f"run of {again}\n"
+    assert kubectl(control_plane, *logs, "--previous") == f"run of {pid}\n"
 
 
 async def test_crash_loop(kube: Kube, namespace: str) -> None:
@@ -276,7 +281,7 @@ async def test_an_unknown_image_lists_the_known(
     for known in ("nginx:1", "vllm/vllm-openai", "nvcr.io/nvidia/tritonserver", SHELL):
         assert known in message
     assert pod["status"]["phase"] == "Pending"
-    log = control_plane.kubectl("logs", "-n", namespace, "unknown", check=False)
+    log = kubectl(control_plane, "logs", "-n", namespace, "unknown", check=False)
     assert "line" not in log
     patch = {"spec": {"containers": [{"name": "c", "image": "registry.k8s.io/pause:3.10"}]}}
     await kube.request(
@@ -286,7 +291,7 @@ async def test_an_unknown_image_lists_the_known(
         content_type="application/strategic-merge-patch+json",
     )
     await until(kube, namespace, "unknown", ready)
-    assert "vllm/vllm-openai" in control_plane.kubectl("describe", "pod", "-n", namespace, "unknown")
+    assert "vllm/vllm-openai" in kubectl(control_plane, "describe", "pod", "-n", namespace, "unknown")
 
 
 async def test_a_program_that_is_not_there(kube: Kube, namespace: str) -> None:
@@ -317,8 +322,11 @@ async def test_liveness_restarts_and_readiness_does_not(kube: Kube, namespace: s
 
     fit, live = tmp_path / "fit", tmp_path / "live"
     fit.touch()
-    live.touch()
-    container = shell("exec sleep 1000", readinessProbe=exec_probe(fit), livenessProbe=exec_probe(live))
+    container = shell(
+        f"touch {live}; exec sleep 1000",
+        readinessProbe=exec_probe(fit),
+        livenessProbe={**exec_probe(live), "initialDelaySeconds": 1},
+    )
     await create(kube, namespace, "probed", container)
     await until(kube, namespace, "probed", ready)
     fit.unlink()
@@ -328,7 +336,6 @@ async def test_liveness_restarts_and_readiness_does_not(kube: Kube, namespace: s
     await until(kube, namespace, "probed", ready)
     live.unlink()
     await until(kube, namespace, "probed", restarted(1))
-    live.touch()
 
 
 async def test_other_writers_conditions_stay(kube: Kube, namespace: str) -> None:

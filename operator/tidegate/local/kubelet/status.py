@@ -73,7 +73,7 @@ def _conditions(pod: Pod, state: PodState, previous: Sequence[Object], now: floa
         same = old.get("status") == status and old.get("lastTransitionTime")
         condition = {"type": kind, "status": status, "lastTransitionTime": same and old["lastTransitionTime"]}
         condition["lastTransitionTime"] = condition["lastTransitionTime"] or rfc3339(now)
-        conditions.append(condition | {"reason": why or None, "message": text or None})
+        conditions.append(condition | {"reason": why, "message": text})
     return conditions
 
 
