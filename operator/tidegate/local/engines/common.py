@@ -117,10 +117,14 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """What an engine shows to the network. `drain` runs when the ports are closed to new connections."""
+    """What an engine shows to the network.
+
+    `start` opens what is not HTTP; `drain` runs when the ports are closed to new connections.
+    """
 
     listeners: Sequence[Listener]
     drain: Callable[[], Awaitable[None]]
+    start: Callable[[], Awaitable[None]] | None = None
 
 
 async def serve(host: str, cold_start_s: float, make_face: Callable[[], Face]) -> int:
@@ -155,6 +159,8 @@ async def serve(host: str, cold_start_s: float, make_face: Callable[[], Face]) -
             sites.append(site)
             await site.start()
             logger.info("Listening on http://%s:%d", host, listener.port)
+        if face.start is not None:
+            await face.start()
         await stop.wait()
         logger.info("Shutting down")
         for site in sites:

@@ -1,5 +1,7 @@
 """The emulated Triton: KServe v2 and the generate extension over the pure engine model.
 
+HTTP carries all of it; gRPC health, repository, statistics and whole inferences.
+
 Infer, generate and generate_stream all answer, whatever a real model's transaction policy would
 allow. On SIGTERM it takes nothing new and lets what runs finish, for `--exit-timeout-secs` at most.
 """
@@ -205,7 +207,18 @@ def _face(args: TritonArgs, knobs: Knobs) -> Face:
     listeners = [Listener(http.app(), args.http_port)]
     if args.metrics_port is not None:
         listeners.append(Listener(http.metrics_app(), args.metrics_port))
-    return Face(listeners, triton.drain)
+    if args.grpc_port is None:
+        return Face(listeners, triton.drain)
+    # grpc must not be loaded before the template process has forked.
+    from tidegate.local.engines.triton_grpc import GrpcFace
+
+    grpc_face = GrpcFace(triton, args.host, args.grpc_port)
+
+    async def drain() -> None:
+        await triton.drain()
+        await grpc_face.stop()
+
+    return Face(listeners, drain, grpc_face.start)
 
 
 if __name__ == "__main__":
