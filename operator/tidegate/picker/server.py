@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 EXT_PROC_SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
 HEALTH_SERVICES: Final = ("", "liveness", "readiness", EXT_PROC_SERVICE)
 
-_GRPC_OPTIONS: Final = (
+GRPC_OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # a second picker on the port is an error, not a rival
     ("grpc.max_receive_message_length", 16 << 20),
     # Envoy pings an idle connection; gRPC's default takes that for an attack and hangs up.
@@ -53,13 +53,15 @@ class Options:
     drain_s: float = 10.0
 
 
-class _Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]  # generated, untyped
+class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]  # generated, untyped
     """Pumps gRPC streams into the service."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def Process(self, _requests: Any, context: Any) -> None:  # noqa: N802 -- gRPC's name
+        """Serve one stream: one request."""
+
         async def read() -> pb.ProcessingRequest | None:
             message = await context.read()
             return None if message is grpc.aio.EOF else message
@@ -99,9 +101,9 @@ class Picker:
             OSError: A port is taken.
         """
         o = self.options
-        ext_proc = grpc.aio.server(options=_GRPC_OPTIONS)
-        pb_grpc.add_ExternalProcessorServicer_to_server(_Processor(self.service), ext_proc)
-        checks = grpc.aio.server(options=_GRPC_OPTIONS)
+        ext_proc = grpc.aio.server(options=GRPC_OPTIONS)
+        pb_grpc.add_ExternalProcessorServicer_to_server(Processor(self.service), ext_proc)
+        checks = grpc.aio.server(options=GRPC_OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, checks)
         for server, port in ((ext_proc, o.ext_proc_port), (checks, o.health_port)):
             _listen(server, o.host, port)
