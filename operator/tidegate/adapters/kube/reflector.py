@@ -69,6 +69,10 @@ class Reflector:
         self.connected = True
         for key, item in fresh.items():
             before = old.get(key)
+            if before is not None and before["metadata"]["uid"] != item["metadata"]["uid"]:
+                # Deleted and made again while nobody watched: two objects, not one that changed.
+                self._on_change("DELETED", before)
+                before = None
             if before is None:
                 self._on_change("ADDED", item)
             elif before["metadata"]["resourceVersion"] != item["metadata"]["resourceVersion"]:
