@@ -201,8 +201,8 @@ class ModelDeploymentSpec(Spec):
                 "spec.model.uri must be set unless spec.engine.type is External",
             ),
             rule(
-                "self.engine.type != 'Triton' || !((has(self.model.adapters) && size(self.model.adapters) > 0)"
-                " || has(self.model.revision))",
+                "self.engine.type != 'Triton' || !has(self.model.revision)"
+                " && (!has(self.model.adapters) || size(self.model.adapters) == 0)",
                 "spec.model.adapters and revision must be left out when spec.engine.type is Triton:"
                 " its repository says what it serves",
             ),
