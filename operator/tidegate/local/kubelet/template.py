@@ -10,6 +10,7 @@ closes, the kubelet is gone: what is left of the sessions that were started is k
 """
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -23,10 +24,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tidegate.local.kubelet.sessions import kill_sessions
-from tidegate.local.prctl import die_with_parent
 
 MAX_MESSAGE = 160 * 1024
 """A request must fit one datagram: the kernel's default socket buffer is 208 KiB."""
+
+
+_LIBC = ctypes.CDLL(None)  # loaded here, so that children have it already
+_PR_SET_PDEATHSIG = 1
 
 
 class LaunchError(Exception):
@@ -130,7 +134,7 @@ def _child(
     try:
         os.read(go, 1)
         os.close(go)
-        die_with_parent()
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != kubelet:
             os._exit(1)
         os.setsid()
