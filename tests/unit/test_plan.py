@@ -221,17 +221,18 @@ def test_reservations_count_the_namespaces_that_they_select():
 
 
 def test_a_reservation_for_whole_nodes_is_not_eaten_in_pieces():
-    big = model("big", lane("big", "standard", gpus=8))
-    nodes = (Node("m0", 8), Node("m1", 8), Node("m2", 4))
-    pools = replace(pool(reserved={"standard": 16}), nodes=nodes)
-    made = planned(seen(pools, [big, one(gpus=1)], {CHAT: load(9), LaneKey("ns", "big", "standard"): QUIET}))
-    assert made.lanes[CHAT].replicas == 4
-    tight = replace(pools, nodes=(Node("m0", 8), Node("m1", 8), *(Node(f"s{i}", 2) for i in range(2))))
-    held = [Pod("x", "x", "x", 1, 0.0, node="s0")]
-    made = planned(
-        seen(tight, [big, one(gpus=1)], {CHAT: load(9), LaneKey("ns", "big", "standard"): QUIET}, held)
+    big = LaneKey("ns", "big", "standard")
+    nodes = tuple(Node(f"m{i}", 8) for i in range(3))
+    pools = replace(pool(reserved={"standard": 8}), nodes=nodes)
+    others = [Pod(f"x{i}", f"x{i}", "x", 5, 0.0, node=f"m{i}") for i in range(2)]
+    models = [model("big", lane("big", "standard", gpus=8)), one(gpus=4)]
+    made = planned(seen(pools, models, {CHAT: load(1), big: QUIET}, others))
+    assert made.lanes[CHAT].replicas == 0, (
+        "6 GPUs are unreserved, but 4 on one node only on the last whole one"
     )
-    assert made.lanes[CHAT].replicas == 3
+    models = [model("big", lane("big", "standard", gpus=2)), one(gpus=4)]
+    made = planned(seen(pools, models, {CHAT: load(1), big: QUIET}, others))
+    assert made.lanes[CHAT].replicas == 1, "8 GPUs for replicas of 2 are still there"
 
 
 def test_replicas_of_lower_classes_of_the_model_carry_a_rush_first():
@@ -272,6 +273,17 @@ def test_going_down_takes_the_peak_of_the_delay_and_zero_its_own():
         .lanes[CHAT]
         .replicas
         == 0
+    )
+
+
+def test_a_peak_that_the_lane_is_down_to_already_is_forgotten():
+    pods = [bound("a", "interactive", "n0")]
+    memory = planned(
+        seen(WITHIN, [one(replicas=1)], {CHAT: QUIET}, pods), 5.0, Memory({CHAT: Calm(0, 1)})
+    ).memory
+    assert memory.calm[CHAT] == Calm(5.0, 0)
+    assert (
+        planned(seen(WITHIN, [one(replicas=1)], {CHAT: QUIET}, pods), 15.0, memory).lanes[CHAT].replicas == 0
     )
 
 

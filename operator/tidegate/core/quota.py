@@ -59,8 +59,8 @@ def standings(
     for pod in sorted(pods, key=lambda p: p.age_key):
         home = None
         for r in ordered:
-            ours = pod.qos_class in classes and r.covers(pod.qos_class, pod.namespace)
-            if ours and room[r.name] >= pod.gpus:
+            qos = classes.get(pod.qos_class or "")
+            if qos and r.covers(qos.name, pod.namespace) and room[r.name] >= pod.gpus:
                 home, room[r.name] = r.name, room[r.name] - pod.gpus
                 break
         can_go = pod.uid in reclaimable

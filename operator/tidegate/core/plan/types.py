@@ -97,8 +97,8 @@ class Demand:
 class Snapshot:
     """Everything one plan is made from.
 
-    `demand` lacks a key where nothing was ever measured (a class that no picker reports): that is
-    stale, not zero. `incomplete` says why the GPU budget cannot be trusted (for example "pods: not
+    `demand` lacks a key where nothing could be measured: that is stale, not zero. A class that a
+    picker answered for without any request so far is `Demand()`. `incomplete` says why the GPU budget cannot be trusted (for example "pods: not
     listed yet"); then nothing is changed at all.
     """
 
