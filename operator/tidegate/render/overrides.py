@@ -107,14 +107,15 @@ def _check_owned(before: Mapping[str, Any], after: Mapping[str, Any], gpu_resour
     if not any(c.get("name") == "engine" for c in after["spec"].get("containers") or []):
         raise InvalidOverrideError("spec.podOverrides.spec.containers must keep the container named engine")
     wanted = before["spec"]["containers"][0]["resources"]["limits"].get(gpu_resource)
-    for index, container in enumerate(after["spec"]["containers"]):
+    for container in after["spec"]["containers"]:
         resources = container.get("resources") or {}
         expected = wanted if container["name"] == "engine" else None
         for side in ("limits", "requests"):
             if (resources.get(side) or {}).get(gpu_resource) != expected:
+                where = f"spec.podOverrides.spec.containers[{container['name']}].resources.{side}"
                 raise InvalidOverrideError(
-                    f"spec.podOverrides.spec.containers[{index}].resources.{side}[{gpu_resource}] may not be "
-                    "changed: spec.parallelism decides how many GPUs a replica has"
+                    f"{where}[{gpu_resource}] may not be changed: "
+                    "spec.parallelism decides how many GPUs a replica has"
                 )
 
 
@@ -127,12 +128,13 @@ def _weaknesses(spec: Mapping[str, Any]) -> Iterator[str]:
         if spec.get(field):
             yield f"{field} may not be true"
     yield from (f"securityContext.{p}" for p in _weak_context(spec.get("securityContext") or {}, pod=True))
-    for index, volume in enumerate(spec.get("volumes") or []):
+    for volume in spec.get("volumes") or []:
         if "hostPath" in volume:
-            yield f"volumes[{index}].hostPath is not allowed: mount a claim, a config map or an emptyDir"
+            where = f"volumes[{volume.get('name')}].hostPath"
+            yield f"{where} is not allowed: mount a claim, a config map or an emptyDir"
     for group in ("containers", "initContainers"):
-        for index, container in enumerate(spec.get(group) or []):
-            where = f"{group}[{index}]"
+        for container in spec.get(group) or []:
+            where = f"{group}[{container.get('name')}]"
             context = container.get("securityContext") or {}
             yield from (f"{where}.securityContext.{p}" for p in _weak_context(context, pod=False))
             if any(port.get("hostPort") for port in container.get("ports") or []):
@@ -140,7 +142,8 @@ def _weaknesses(spec: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _weak_context(context: Mapping[str, Any], *, pod: bool) -> Iterator[str]:
-    profile = (context.get("seccompProfile") or {}).get("type")
+    # A container that says nothing has the pod's.
+    profile = (context.get("seccompProfile") or {}).get("type", None if pod else "RuntimeDefault")
     checks = {
         "runAsNonRoot must stay true": context.get("runAsNonRoot", not pod) is not True,
         "runAsUser may not be 0": context.get("runAsUser") == 0,
