@@ -98,8 +98,8 @@ class Snapshot:
     """Everything one plan is made from.
 
     `demand` lacks a key where nothing could be measured: that is stale, not zero. A class that a
-    picker answered for without any request so far is `Demand()`. `incomplete` says why the GPU budget cannot be trusted (for example "pods: not
-    listed yet"); then nothing is changed at all.
+    picker answered for without any request so far is `Demand()`. `incomplete` says why the GPU
+    budget cannot be trusted (for example "pods: not listed yet"); then nothing is changed at all.
     """
 
     classes: Mapping[str, QoSClass]
