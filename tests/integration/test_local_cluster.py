@@ -95,6 +95,23 @@ def test_up_twice_down_twice(directory: Path) -> None:
     assert json.loads((directory / "state.json").read_text())["phase"] == "stopped"
 
 
+def test_up_while_it_comes_up(directory: Path) -> None:
+    command = ["up", "--dir", str(directory), "--parts", "control-plane", "-o", "json"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "tidegate", "local", *command],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as first:
+        assert first.stderr is not None
+        assert any("starting kube-apiserver" in line for line in first.stderr)
+        second = tidegate(*command)
+        first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert "already up" in second.stderr
+    assert json.loads(second.stdout)["phase"] == "ready"
+
+
 def test_side_by_side(control_plane: LocalCluster, directory: Path) -> None:
     with LocalCluster.start(directory, parts=CONTROL_PLANE) as other:
         mine, theirs = control_plane.status(), other.status()

@@ -120,6 +120,7 @@ def up(
         cluster = LocalCluster(directory.absolute())
         if cluster.is_running():
             _same_or_fail(cluster, settings)
+            cluster.wait_up()
             typer.echo(f"already up in {cluster.layout.root}", err=True)
         else:
             began = time.monotonic()

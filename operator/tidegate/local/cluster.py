@@ -165,6 +165,14 @@ class LocalCluster:
             request["args"] = list(args)
         self._ask(request, timeout_s=180)
 
+    def wait_up(self, *, timeout_s: float = 300) -> None:
+        """Wait while somebody else's `start` is under way. Raises ClusterError when it fails."""
+        deadline = time.monotonic() + timeout_s
+        while (phase := self.status()["phase"]) != "ready":
+            if phase != "starting" or time.monotonic() > deadline:
+                raise ClusterError(f"the cluster in {self.layout.root} is {phase}")
+            time.sleep(0.1)
+
     def wait_ready(self, component: str, *, timeout_s: float = 60) -> int:
         """Wait until a component (again) is ready; returns its pid."""
         deadline = time.monotonic() + timeout_s
@@ -192,18 +200,19 @@ class LocalCluster:
         return self.kubectl("create", "token", account, "-n", namespace, "--duration=24h").stdout.strip()
 
     def kubeconfig_for(self, account: str, namespace: str = names.SYSTEM_NAMESPACE) -> Path:
-        """A kubeconfig with which one acts as a ServiceAccount."""
-        system = namespace == names.SYSTEM_NAMESPACE
-        path = self.layout.kubeconfig_of(account if system else f"{namespace}.{account}")
-        if not path.exists():
-            kubeconfig.write(
-                path,
-                server=self.url("api"),
-                ca=self.layout.pki / "ca.crt",
-                user=account,
-                token=self.token(account, namespace),
-                namespace=namespace,
-            )
+        """A kubeconfig with which one acts as a ServiceAccount; a part's own is there already."""
+        part = self.layout.kubeconfig_of(account)
+        if namespace == names.SYSTEM_NAMESPACE and part.exists():
+            return part
+        path = self.layout.kubeconfig_of(f"{namespace}.{account}")
+        kubeconfig.write(
+            path,
+            server=self.url("api"),
+            ca=self.layout.pki / "ca.crt",
+            user=account,
+            token=self.token(account, namespace),
+            namespace=namespace,
+        )
         return path
 
     # --- inside ----------------------------------------------------------------------------

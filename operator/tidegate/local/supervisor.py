@@ -90,6 +90,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._stopping.set)
         listening = control.listen(self._layout.socket)
         server = await asyncio.start_unix_server(self._serve, sock=listening)
+        self._write_state()
         try:
             if await self._start_unless_stopped():
                 self._phase = "ready"
