@@ -1,8 +1,10 @@
 """Where a pod may be placed."""
 
 from collections.abc import Collection
+from heapq import nsmallest
 
 from tidegate.core import reasons
+from tidegate.core.place.cover import Shape
 from tidegate.core.place.decide import Cost, Costs, Feasible, Why
 from tidegate.core.place.view import View
 from tidegate.core.types import Pod
@@ -75,17 +77,21 @@ def _judge(pod: Pod, view: View, candidates: Collection[str], limit: int, avoid:
         return Feasible((), {}, outside | dict.fromkeys(inside, why))
     costs, failed = Costs(pod, view, after), {}
     passed: dict[Cost, list[str]] = {Cost.NOTHING: [], Cost.BELOW: []}
+    known: dict[Shape, tuple[Cost, Why]] = {}
     for node in inside:
-        if view.open(node) < pod.gpus:
+        shape = view.shape(node)
+        if shape[0] < pod.gpus:
             failed[node] = _too_small(pod, view, node)
             continue
-        cost, why = costs.on(node)
+        if shape not in known or after.flips:  # with flips, nodes of one shape may differ
+            known[shape] = costs.on(node)
+        cost, why = known[shape]
         if cost is Cost.FORBIDDEN:
             failed[node] = why
         else:
             passed[cost].append(node)
     chosen = passed[Cost.NOTHING] or passed[Cost.BELOW]
-    return Feasible(_ranked(pod, view, chosen, avoid)[:limit], failed, outside)
+    return Feasible(_ranked(pod, view, chosen, avoid, limit), failed, outside)
 
 
 def _too_small(pod: Pod, view: View, node: str) -> Why:
@@ -98,7 +104,7 @@ def _too_small(pod: Pod, view: View, node: str) -> Why:
     )
 
 
-def _ranked(pod: Pod, view: View, nodes: list[str], avoid: Collection[str]) -> tuple[str, ...]:
+def _ranked(pod: Pod, view: View, nodes: list[str], avoid: Collection[str], limit: int) -> tuple[str, ...]:
     mates = [p for p in view.pods.values() if p.lane == pod.lane] if pod.model else []
     on_node = {p.node for p in mates}
     domains = {view.nodes[p.node].domain for p in mates if p.node in view.nodes} - {""}
@@ -113,4 +119,4 @@ def _ranked(pod: Pod, view: View, nodes: list[str], avoid: Collection[str]) -> t
             node,
         )
 
-    return tuple(sorted(nodes, key=key))
+    return tuple(nsmallest(limit, nodes, key=key))
