@@ -3,12 +3,12 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
 
-from support.engines import EngineProcess, free_port, samples
+from support.engines import LIMIT_S, EngineProcess, free_port, samples
 from tidegate.sim.drive import Arrival, drive
 from tidegate.sim.types import EngineConfig, Policy, Request
 
@@ -41,7 +41,7 @@ def url(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture
 async def client(url):
-    async with httpx.AsyncClient(base_url=url, timeout=30.0) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
         yield client
 
 
@@ -66,7 +66,7 @@ async def metrics(client) -> dict[str, float]:
     return samples(answer.text)
 
 
-async def until(client, wanted: dict[str, float], timeout_s: float = 5.0) -> None:
+async def until(client, wanted: dict[str, float], timeout_s: float = LIMIT_S) -> None:
     """Wait until gauges have the wanted values."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -235,7 +235,7 @@ async def test_other_content_types_are_refused(client):
 async def test_a_client_that_leaves_frees_its_slot_at_once(client, url, stream):
     async def ask() -> None:
         async with (
-            httpx.AsyncClient(base_url=url, timeout=30.0) as other,
+            httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as other,
             other.stream("POST", "/v1/completions", json=completion(4000, stream=stream)) as answer,
         ):
             await answer.aread()
@@ -252,35 +252,43 @@ async def test_a_client_that_leaves_frees_its_slot_at_once(client, url, stream):
     assert (await metrics(client))[aborted] - before[aborted] == 3
 
 
+@pytest.fixture
+async def holders(client) -> AsyncIterator[list[asyncio.Task]]:
+    """Two long requests that hold both slots until they are cancelled."""
+    tasks = [asyncio.create_task(client.post("/v1/completions", json=completion(4000))) for _ in range(2)]
+    await until(client, {"num_requests_running": 2})
+    yield tasks
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await until(client, {"num_requests_running": 0})
+
+
+@pytest.mark.usefixtures("holders")
 async def test_headers_are_answered_before_the_first_token(client):
     """With both slots taken a stream is already answered, though nothing comes yet."""
-    holders = [asyncio.create_task(client.post("/v1/completions", json=completion(150))) for _ in range(2)]
-    await until(client, {"num_requests_running": 2})
     async with client.stream("POST", "/v1/completions", json=completion(1, stream=True)) as answer:
         assert answer.status_code == 200
         await until(client, {"num_requests_running": 2, "num_requests_waiting": 1})
-        await answer.aread()
-    await asyncio.gather(*holders)
 
 
-async def test_priority_waits_for_a_slot_and_goes_before_those_who_wait(client):
+async def test_priority_waits_for_a_slot_and_goes_before_those_who_wait(client, holders):
     done: list[str] = []
 
-    async def ask(name: str, tokens: int, **more) -> None:
-        body = completion(tokens, **more.pop("body", {}))
-        await client.post("/v1/completions", json=body, headers=more.get("headers", {}))
+    async def ask(name: str, body: dict, headers: dict | None = None) -> None:
+        await client.post("/v1/completions", json=completion(100, **body), headers=headers)
         done.append(name)
 
-    tasks = [asyncio.create_task(ask(name, n)) for name, n in (("short", 40), ("long", 200))]
-    await until(client, {"num_requests_running": 2})
-    tasks.append(asyncio.create_task(ask("waiting batch", 5, body={"priority": 7})))
+    tasks = [asyncio.create_task(ask("batch", {"priority": 7}))]
     await until(client, {"num_requests_waiting": 1})
     # The header goes before the body's own value.
-    person = ask("person", 5, body={"priority": 99}, headers={"X-Vllm-Priority": "-1"})
-    tasks.append(asyncio.create_task(person))
-    await until(client, {"num_requests_waiting": 2})
+    tasks.append(asyncio.create_task(ask("person", {"priority": 99}, {"X-Vllm-Priority": "-1"})))
+    await until(client, {"num_requests_waiting": 2, "num_requests_running": 2})
+    await asyncio.sleep(0.2)
+    assert done == [], "nobody is preempted for a slot"
+    holders[0].cancel()
     await asyncio.gather(*tasks)
-    assert done == ["short", "person", "waiting batch", "long"]
+    assert done == ["person", "batch"]
 
 
 @pytest.mark.parametrize(
@@ -380,7 +388,7 @@ async def stream_and_terminate(engine: EngineProcess, url: str, tokens: int) -> 
     """Send SIGTERM in the middle of a stream; return what arrives of it, and how it ended."""
     text = ""
     async with (
-        httpx.AsyncClient(timeout=30.0) as client,
+        httpx.AsyncClient(timeout=LIMIT_S) as client,
         client.stream("POST", f"{url}/v1/completions", json=completion(tokens, stream=True)) as answer,
     ):
         try:
@@ -414,15 +422,15 @@ async def test_while_draining_nothing_new_is_taken(tmp_path):
     engine, url = start(tmp_path, "--shutdown-timeout", "20")
     with engine:
         engine.wait_for(f"{url}/health")
-        async with httpx.AsyncClient(base_url=url, timeout=30.0) as kept:
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as kept:
             await kept.get("/health")
-            running = asyncio.create_task(stream_and_terminate(engine, url, 60))
+            running = asyncio.create_task(stream_and_terminate(engine, url, 150))
             await asyncio.to_thread(engine.wait_for_log, "Shutting down")
             # The connection that is already open still answers; a new one is not accepted.
             answer = await kept.post("/v1/completions", json=completion(1))
             assert answer.status_code == 503
             assert answer.json()["error"]["message"] == "The server is shutting down."
-            async with httpx.AsyncClient() as fresh:
+            async with httpx.AsyncClient(timeout=LIMIT_S) as fresh:
                 with pytest.raises(httpx.ConnectError):
                     await fresh.get(f"{url}/health")
             assert (await running).endswith("[DONE]\n\n")
@@ -458,7 +466,7 @@ async def test_priorities_need_the_priority_policy(tmp_path):
     engine, url = start(tmp_path)
     with engine:
         engine.wait_for(f"{url}/health")
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
             for request in (
                 {"json": completion(1, priority=1)},
                 {"json": completion(1), "headers": {"X-Vllm-Priority": "1"}},
@@ -481,7 +489,7 @@ async def test_preemption_shows_in_the_metrics_and_loses_nothing(tmp_path):
     engine, url = start(tmp_path, *args, env={"TIDEGATE_EMULATOR_SPEED": "20"})
     with engine:
         engine.wait_for(f"{url}/health")
-        async with httpx.AsyncClient(base_url=url, timeout=60.0) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
             body = completion(400, prompt="x" * 400)
             answers = await asyncio.gather(*(client.post("/v1/completions", json=body) for _ in range(2)))
             found = samples((await client.get("/metrics")).text)

@@ -12,6 +12,9 @@ from types import TracebackType
 
 import httpx
 
+LIMIT_S = 60.0
+"""Longer than anything takes even on a machine that is busy with other things."""
+
 
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on now."""
@@ -45,7 +48,7 @@ class EngineProcess:
         self.process.wait()
         self._file.close()
 
-    def wait_for(self, url: str, timeout_s: float = 20.0) -> None:
+    def wait_for(self, url: str, timeout_s: float = LIMIT_S) -> None:
         """Wait until a GET answers 200."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -54,14 +57,14 @@ class EngineProcess:
                     f"the engine ended with {self.process.returncode}:\n{self.log.read_text()}"
                 )
             try:
-                if httpx.get(url, timeout=1.0).status_code == 200:
+                if httpx.get(url, timeout=5.0).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
             time.sleep(0.02)
         raise AssertionError(f"{url} does not answer:\n{self.log.read_text()}")
 
-    def wait_for_log(self, text: str, timeout_s: float = 20.0) -> None:
+    def wait_for_log(self, text: str, timeout_s: float = LIMIT_S) -> None:
         """Wait until the engine has logged a text."""
         deadline = time.monotonic() + timeout_s
         while text not in self.log.read_text():
@@ -72,7 +75,7 @@ class EngineProcess:
         """SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
 
-    def exit_code(self, timeout_s: float = 20.0) -> int:
+    def exit_code(self, timeout_s: float = LIMIT_S) -> int:
         """Wait for the end."""
         return self.process.wait(timeout_s)
 
