@@ -37,10 +37,10 @@ def place(address: str = "a:1", model: tuple[str, str] = M, **fields: Any) -> En
 
 
 def flow_of(*endpoints: Endpoint, startable: bool = False, **policy: Any) -> Flow:
-    """A flow whose endpoints have all reported that they are idle."""
+    """A flow that has known its models for long, and whose endpoints have all reported that they are idle."""
     flow = Flow(Policy(**policy))
     models = {key: Model(key, ("high", "low"), startable) for key in (M, N)}
-    flow.set_world(CLASSES, models, endpoints, 0.0)
+    flow.set_world(CLASSES, models, endpoints, -100.0)
     for e in endpoints:
         flow.report(e.address, EngineReport(0.0, 0, 0, 0.0, 65_536), 0, 0)
     return flow
@@ -121,6 +121,14 @@ def test_headroom_is_kept_while_a_higher_class_is_about_and_lent_when_it_is_quie
     flow.finish(urgent.id, 1.2)
     flow.report("a:1", EngineReport(30.0, 6, 0, 0.0, 65_536), 6, 900)
     assert len(flow.dispatch(30.0)) == 2  # quiet for longer than it is remembered
+
+
+def test_a_model_just_met_keeps_headroom_before_anybody_came() -> None:
+    flow = Flow()
+    flow.set_world(CLASSES, {M: Model(M, ("high", "low"))}, [place(slots=8)], 0.0)
+    flow.report("a:1", EngineReport(0.0, 0, 0, 0.0, 65_536), 0, 0)
+    fill(flow, 8)
+    assert len(flow.dispatch(0.0)) == 6
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,36 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Final
 
 from tidegate.core import pick
+from tidegate.core.flowtypes import (
+    Ask,
+    Dispatch,
+    Ended,
+    Endpoint,
+    Model,
+    ModelKey,
+    Policy,
+    Reason,
+    Refused,
+)
 from tidegate.core.load import EngineReport, Load, Mean, Rate
 from tidegate.core.pick import Candidate, Need, NoRoom, Place, Traffic
 from tidegate.core.types import QoSClass
 
-ModelKey = tuple[str, str]
-"""Namespace and name of a ModelDeployment."""
+__all__ = [
+    "Ask",
+    "Dispatch",
+    "Ended",
+    "Endpoint",
+    "Flow",
+    "Model",
+    "ModelKey",
+    "Policy",
+    "Reason",
+    "Refused",
+]
 
 _FIFO_QUEUE: Final = ""
 _PRIOR_SERVICE_S: Final = 10.0
@@ -26,91 +46,6 @@ _PRIOR_SERVICE_S: Final = 10.0
 _RECENT_S: Final = 15.0
 """A class without arrivals for this long lends its headroom."""
 _RETRY_AFTER_MAX_S: Final = 600
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A replica that can serve: where, for whom, and how much at once. `lane` is its class."""
-
-    address: str
-    model: ModelKey
-    lane: str
-    slots: int
-    ready: bool = True
-    draining: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model as the queue sees it. `startable`: a replica is coming, or can be asked for."""
-
-    key: ModelKey
-    classes: tuple[str, ...]
-    startable: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What the queue obeys.
-
-    `qos` False is the arm to compare with: one queue per model in arrival order, no headroom, and
-    bounds so wide that neither arm refuses.
-    """
-
-    qos: bool = True
-    max_bytes: int = 256 << 20
-    fifo_max_requests: int = 100_000
-    fifo_max_wait_s: float = 3600.0
-    report_grace_s: float = 2.0
-    report_stale_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A classified request. `size` is what the picker holds of it, in bytes."""
-
-    id: int
-    model: ModelKey
-    qos_class: str
-    prompt_tokens: int
-    output_tokens: int
-    size: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Dispatch:
-    """A request that has its endpoint now, after `waited_s` in the queue."""
-
-    ask: Ask
-    address: str
-    lane: str
-    waited_s: float
-
-
-class Reason(StrEnum):
-    """Why a request is refused."""
-
-    QUEUE_FULL = "QueueFull"
-    WAITED_TOO_LONG = "WaitedTooLong"
-    MEMORY_FULL = "MemoryFull"
-    NO_ENDPOINT = "NoReadyEndpoint"
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """What a client is told: an HTTP status, why, and when it is worth trying again."""
-
-    status: int
-    reason: Reason
-    message: str
-    retry_after_s: int
-
-
-class Ended(StrEnum):
-    """Where a request stood when it ended."""
-
-    QUEUED = "Queued"
-    DISPATCHED = "Dispatched"
 
 
 @dataclass(slots=True)
@@ -177,6 +112,7 @@ class Flow:
         now: float,
     ) -> None:
         """Replace what exists. In-flight counts stay; a vanished endpoint goes once it is empty."""
+        self._expect(classes, models, now)
         self.classes, self.models = classes, models
         by_importance = sorted(classes.values(), key=lambda c: (-c.priority, c.name))
         self._ranks = {c.name: index for index, c in enumerate(by_importance)}
@@ -195,6 +131,14 @@ class Flow:
             if key[0] not in models and not queue.waiting:
                 del self._queues[key]
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] in models}
+
+    def _expect(self, classes: Mapping[str, QoSClass], models: Mapping[ModelKey, Model], now: float) -> None:
+        """Of a model just met nothing was seen yet: keep headroom for those who would wait, at first."""
+        for model in models.values():
+            for name in model.classes:
+                known = classes.get(name)
+                if model.key not in self.models and known and known.objectives.ttft_s is not None:
+                    self._seen.setdefault((model.key, name), _Seen()).last = now
 
     def report(self, address: str, report: EngineReport, own_before: int, own_tokens_before: int) -> None:
         """Take an engine's own counts; `own_…` are ours from just before it was asked."""
