@@ -103,9 +103,13 @@ async def test_demand_raises_a_lane_and_is_told_with_its_reason(
         return bool((await stage.deployment(stage.low))["spec"]["replicas"] > 0)
 
     await eventually(raised)
-    decisions = process.ask("/debug/decisions").json()
-    mine = [d for d in decisions if d["object"] == f"{stage.namespace}/llama" and stage.low in d["message"]]
-    assert mine
+
+    async def told() -> list[Any]:
+        decisions = process.ask("/debug/decisions").json()
+        ref = f"{stage.namespace}/llama"
+        return [d for d in decisions if d["object"] == ref and stage.low in d["message"]]
+
+    mine = await eventually(told)
     assert {"time", "kind", "object", "reason", "message"} == mine[-1].keys()
     assert process.metric("tidegate_rebalances_total") >= 1
     assert process.metric("tidegate_reconcile_errors_total") == 0

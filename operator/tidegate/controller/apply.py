@@ -13,9 +13,7 @@ from tidegate.controller.gather import Facts, ModelFacts, Problem
 from tidegate.controller.world import World, owned
 from tidegate.core import reasons
 from tidegate.core.plan.types import Plan
-from tidegate.render.engine import RenderError
 from tidegate.render.lane import lane
-from tidegate.render.overrides import InvalidOverrideError
 from tidegate.render.priorityclass import priority_class
 from tidegate.render.service import service
 
@@ -138,13 +136,7 @@ async def apply_model(
         qos = facts.classes[qos_class].obj if qos_class in facts.classes else None
         step = plan.lanes.get(found.key(qos_class))
         if pool and qos and step and step.applied and qos_class not in found.lane_problems:
-            try:
-                wanted.append((k.DEPLOYMENT, lane(model, qos, pool, step.replicas), uid))
-            except (RenderError, InvalidOverrideError) as error:
-                invalid = isinstance(error, InvalidOverrideError)
-                reason = reasons.INVALID_POD_OVERRIDES if invalid else reasons.INVALID_SPEC
-                outcome.problem = Problem(reason, str(error), final=True)
-                return outcome
+            wanted.append((k.DEPLOYMENT, lane(model, qos, pool, step.replicas), uid))
     wanted.append((k.SERVICE, service(model), uid))
     await _guarded(f"ModelDeployment {found.ref}", outcome, wanted, children)
     await _remove_lanes(children, world, found, outcome)

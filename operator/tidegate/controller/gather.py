@@ -19,6 +19,9 @@ from tidegate.facts import lanes as lane_facts
 from tidegate.facts import pods as pod_facts
 from tidegate.facts import pools as pool_facts
 from tidegate.facts.quantities import DEFAULT_RESOURCE, devices
+from tidegate.render.engine import RenderError
+from tidegate.render.lane import lane
+from tidegate.render.overrides import InvalidOverrideError
 
 Object = dict[str, Any]
 
@@ -143,6 +146,8 @@ def gather(
     planned = [m.model for m in models.values() if m.model and not m.deleting]
     pods, pod_pool = _pods(world, classes, planned, [o for _, o, _ in pool_objects if o])
     pools = _pools(world, pool_objects, labels, pods, pod_pool, models)
+    models = {ref: _renderable(m, classes, pools) for ref, m in models.items()}
+    planned = [m.model for m in models.values() if m.model and not m.deleting]
     models = {
         ref: replace(m, largest_node=_largest(pools[m.pool])) if m.pool in pools else m
         for ref, m in models.items()
@@ -292,6 +297,26 @@ def _pools(
         mine = tuple(p for p in pods if (p.node in there if p.node else pod_pool.get(p.uid) == label))
         pools[name] = PoolFacts(raw, obj, None, pool, matched, mine, holders)
     return pools
+
+
+def _renderable(
+    found: ModelFacts, classes: Mapping[str, QoSClass], pools: Mapping[str, PoolFacts]
+) -> ModelFacts:
+    """A model whose pods cannot be made is a fact too, and takes no GPUs from the others' plan."""
+    pool = pools[found.pool].obj if found.pool in pools else None
+    if found.obj is None or found.model is None or pool is None or found.obj.spec.engine.external:
+        return found
+    try:
+        for name in found.classes:
+            if name in classes:
+                lane(found.obj, classes[name], pool, 0)
+    except InvalidOverrideError as error:
+        problem = Problem(reasons.INVALID_POD_OVERRIDES, str(error), final=True)
+    except RenderError as error:
+        problem = Problem(reasons.INVALID_SPEC, str(error), final=True)
+    else:
+        return found
+    return replace(found, problem=problem, model=None)
 
 
 def _largest(pool: PoolFacts) -> int:

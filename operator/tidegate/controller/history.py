@@ -91,7 +91,7 @@ class Moves:
         moves = list(self._reclaims(now, alive, preempted))
         for pool, found in sorted(reports.items()):
             for uid in sorted(found.borrowing & alive.keys()):
-                if uid not in self._borrowing:
+                if uid not in self._borrowing and uid not in preempted:
                     pod = alive[uid]
                     self._borrowing[uid] = (pool, pod)
                     if self._primed:  # after a start, what borrows already is not news

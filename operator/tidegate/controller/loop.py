@@ -35,6 +35,7 @@ _AT_ONCE: Final = 8
 """Models applied at the same time."""
 _RETRY_S: Final = (1.0, 2.0, 5.0)
 _STUCK_S: Final = 60.0
+_WARM_UP_ROUNDS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class Controller:
         self._failures = 0
         self._beat = time.monotonic()
         self._done_once = False
+        self._cold_rounds = 0
 
     async def run(self) -> None:
         """Work until told to stop; what is being applied then is finished first."""
@@ -104,6 +106,8 @@ class Controller:
         if self._world.missing:
             return
         demand, fresh = await self._timed("demand", self._demand.read(time.monotonic()))
+        if not self._warm(fresh):
+            return
         facts = gather(self._world, demand, demand_fresh=fresh, intended=self._children.intended)
 
         # 2. Decide: a pure function of what was seen.
@@ -122,6 +126,13 @@ class Controller:
         await self.reporter.account(facts, decided, reports)
         self.telemetry.last_success.set_to_current_time()
         self._done_once = True
+
+    def _warm(self, fresh: bool) -> bool:
+        """A rate needs two looks: at the start they are waited for, so that a restart changes nothing."""
+        if fresh or not self._options.picker_urls or self._done_once:
+            return True
+        self._cold_rounds += 1
+        return self._cold_rounds > _WARM_UP_ROUNDS
 
     async def _round_safely(self) -> None:
         self._beat = time.monotonic()

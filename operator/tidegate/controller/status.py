@@ -1,6 +1,6 @@
 """What the objects' status says: from facts, plan and outcomes to JSON. Pure; the only bridge core → api."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tidegate.api import names
@@ -47,7 +47,7 @@ def model_status(
     status: Object = {
         "observedGeneration": generation,
         "conditions": conditions(verdict, extras, old.get("conditions") or (), generation, now),
-        "classes": [c.to_json() for c in classes],
+        "classes": _steady([c.to_json() for c in classes], old.get("classes") or ()),
         "replicas": replicas_line(classes),
     }
     if found.obj and not found.hands_off and found.model:
@@ -75,6 +75,21 @@ def _class(found: ModelFacts, plan: Plan, name: str, view: LaneView) -> ClassSta
         reason=reason,
         message=message[:4000],
     )
+
+
+def _steady(new: list[Object], old: Iterable[Mapping[str, Any]]) -> list[Object]:
+    """Keep a message whose facts are the same: its rates move with every request."""
+    before = {c.get("qosClass"): c for c in old}
+
+    def facts(entry: Mapping[str, Any]) -> Object:
+        return {key: value for key, value in entry.items() if key != "message"}
+
+    return [
+        {**c, "message": known["message"]}
+        if (known := before.get(c["qosClass"])) and facts(known) == facts(c) and known.get("message")
+        else c
+        for c in new
+    ]
 
 
 def class_status(name: str, found: ClassFacts, outcome: Outcome, facts: Facts, now: str) -> Object:
