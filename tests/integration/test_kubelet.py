@@ -15,6 +15,7 @@ import pytest
 
 from tidegate.adapters.kube import ApiError, Kube, kinds
 from tidegate.local.cluster import NODES, LocalCluster
+from tidegate.local.kubelet.clock import rfc3339
 
 Object = dict[str, Any]
 SHELL = "tidegate/shell"
@@ -128,6 +129,11 @@ def alive(needle: str) -> list[int]:
 
 def is_there(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
+
+
+def parent(pid: int) -> int:
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])
 
 
 def number() -> str:
@@ -343,6 +349,7 @@ async def test_other_writers_conditions_stay(kube: Kube, namespace: str) -> None
     await create(kube, namespace, "kept", shell(f"exec sleep {nap}"))
     await until(kube, namespace, "kept", ready)
     condition = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+    condition["lastTransitionTime"] = rfc3339(time.time())  # the controller-manager clears stale ones
     await kube.request(
         "PATCH",
         kinds.POD.path(namespace, "kept", "status"),
@@ -456,6 +463,36 @@ async def test_the_server_refuses_callers_without_a_certificate(
         assert (await client.get(f"https://{host}:{port}/healthz")).text == "ok"
         assert (await client.get(f"https://{host}:{port}/pods")).json()["kind"] == "PodList"
         assert (await client.get(f"https://{host}:{port}/containerLogs/a/b/c")).status_code == 404
+
+
+async def test_engines_outlive_the_template_and_new_ones_start(
+    kube: Kube, namespace: str, control_plane: LocalCluster
+) -> None:
+    nap = number()
+    await create(kube, namespace, "stays", shell(f"exec sleep {nap}"))
+    await until(kube, namespace, "stays", ready)
+    [pid] = alive(nap)
+    template = [
+        p for p in alive("tidegate.local.kubelet.template") if parent(p) == control_plane.pid("kubelet")
+    ]
+    os.kill(min(template), signal.SIGKILL)
+    await create(kube, namespace, "new", shell("sleep 1000"))
+    await until(kube, namespace, "new", ready)
+    assert alive(nap) == [pid]
+
+
+async def test_nodes_that_are_no_longer_asked_for_go(
+    kube: Kube, namespace: str, control_plane: LocalCluster
+) -> None:
+    await create(kube, namespace, "there", shell("sleep 1000"), nodeName="gpu-node-3")
+    await until(kube, namespace, "there", ready)
+    await asyncio.to_thread(control_plane.restart, "kubelet", ["--nodes", "2"])
+    try:
+        await gone(kube, namespace, "there")
+        nodes, _ = await kube.list(kinds.NODE)
+        assert [n["metadata"]["name"] for n in nodes] == ["gpu-node-1", "gpu-node-2"]
+    finally:
+        await asyncio.to_thread(control_plane.restart, "kubelet", [])
 
 
 async def test_pods_outlive_the_api_server_and_their_status_catches_up(

@@ -28,15 +28,29 @@ _KINDS = {(kind.api_version, kind.name): kind for kind in vars(kinds).values() i
 _FIRST = {"CustomResourceDefinition": 0, "Namespace": 1, "ServiceAccount": 2}
 
 
-def kubelet_binding() -> Object:
-    """The process kubelet stands for many nodes: it has a node's role, not restricted to one node."""
-    return {
-        "apiVersion": kinds.CLUSTER_ROLE_BINDING.api_version,
-        "kind": kinds.CLUSTER_ROLE_BINDING.name,
+def kubelet_rbac() -> list[Object]:
+    """The process kubelet stands for many nodes: it has a node's role, not restricted to one node.
+
+    A role of its own lets it delete nodes that are no longer asked for, which a node may not.
+    """
+    group = "rbac.authorization.k8s.io"
+    role = {
+        "apiVersion": kinds.CLUSTER_ROLE.api_version,
+        "kind": kinds.CLUSTER_ROLE.name,
         "metadata": {"name": KUBELET_USER},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:node"},
-        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": KUBELET_USER}],
+        "rules": [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["delete"]}],
     }
+    bindings = [
+        {
+            "apiVersion": kinds.CLUSTER_ROLE_BINDING.api_version,
+            "kind": kinds.CLUSTER_ROLE_BINDING.name,
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": bound},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": KUBELET_USER}],
+        }
+        for name, bound in ((KUBELET_USER, "system:node"), (f"{KUBELET_USER}-nodes", KUBELET_USER))
+    ]
+    return [role, *bindings]
 
 
 def kind_of(obj: Object) -> Kind:
@@ -122,7 +136,7 @@ async def _until(holds: Callable[[], Awaitable[bool]], what: str) -> None:
 
 async def run(layout: Layout) -> None:
     """Install, and see that the controller manager works: it makes every namespace's account."""
-    objects = [*install_objects(namespace=names.SYSTEM_NAMESPACE), kubelet_binding()]
+    objects = [*install_objects(namespace=names.SYSTEM_NAMESPACE), *kubelet_rbac()]
     async with await Kube.connect(str(layout.kubeconfig)) as kube:
         await install(kube, objects)
         print(f"applied {len(objects)} objects")

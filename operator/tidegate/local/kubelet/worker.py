@@ -103,6 +103,7 @@ class Worker:
         self._runs: dict[str, _Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._gone = False
+        self._halted = False
         self._deleting_s: float | None = None
 
     async def run(self) -> None:
@@ -111,6 +112,8 @@ class Worker:
         told = False
         try:
             while not (self._gone and self.state.finalized):
+                if self._halted:  # nothing is restarted any more; wait to be cancelled
+                    await asyncio.get_running_loop().create_future()
                 now = clock.now()
                 events, self._inbox = self._inbox, []
                 for event in events:
@@ -130,6 +133,8 @@ class Worker:
             self._publisher.stop()
             for task in self._tasks:
                 task.cancel()
+            for run in self._runs.values():
+                run.process.kill()
 
     def update(self, obj: Object) -> None:
         """Take in a new version of the object."""
@@ -158,6 +163,8 @@ class Worker:
 
     async def stop(self, grace_s: float) -> None:
         """End the processes because the kubelet stops: SIGTERM, then SIGKILL."""
+        self._halted = True
+        self._publisher.stop()
         runs = list(self._runs.values())
         for run in runs:
             run.process.terminate()
