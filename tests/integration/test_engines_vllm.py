@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from support.engines import LIMIT_S, EngineProcess, free_port, samples
+from tidegate.local.engines.common import count_tokens, draw_output
 from tidegate.sim.drive import Arrival, drive
 from tidegate.sim.types import EngineConfig, Policy, Request
 
@@ -343,36 +344,21 @@ async def test_metrics_count_what_was_served(client):
     assert after[f"tidegate_emulator_lag_seconds_count{{{LABELS}}}"] > 0
 
 
-async def test_completions_come_in_the_order_of_the_pure_model(client):
-    """Two slots, mixed priorities and lengths: the emulator and the simulator agree."""
-    wanted = [
-        ("a", 60, 5),
-        ("b", 180, 5),
-        ("c", 30, 9),
-        ("d", 30, 1),
-        ("e", 120, 5),
-        ("f", 30, 0),
-        ("g", 40, 1),
-    ]
-    done: list[str] = []
-
-    async def ask(name: str, tokens: int, priority: int) -> None:
-        await client.post("/v1/completions", json=completion(tokens, prompt="x" * 400, priority=priority))
-        done.append(name)
-
-    tasks = []
-    for count, (name, tokens, priority) in enumerate(wanted, start=1):
-        tasks.append(asyncio.create_task(ask(name, tokens, priority)))
-        await until(
-            client, {"num_requests_running": min(count, 2), "num_requests_waiting": max(0, count - 2)}
-        )
-    await asyncio.gather(*tasks)
-    config = EngineConfig(max_num_seqs=2, policy=Policy.PRIORITY)
+async def test_answers_end_in_the_order_of_the_pure_model(client):
+    """Twelve prompts in one request, two slots, lengths drawn from the prompts."""
+    prompts = [f"question {i} " * (i % 4 + 1) for i in range(12)]
+    body = {"model": "llama", "prompt": prompts, "max_tokens": 120, "stream": True}
+    answer = await client.post("/v1/completions", json=body)
+    choices = [event["choices"][0] for event in events(answer.text)]
+    ended = [str(c["index"]) for c in choices if c["finish_reason"]]
+    tokens = [sum(c["index"] == i for c in choices) for i in range(12)]
     arrivals = [
-        Arrival(i * 0.01, Request(name, 100, tokens, priority))
-        for i, (name, tokens, priority) in enumerate(wanted)
+        Arrival(0.0, Request(str(i), count_tokens(text), draw_output(text.encode(), 0, 120)[0]))
+        for i, text in enumerate(prompts)
     ]
-    assert done == drive(config, arrivals, speed=5.0).finish_order
+    run = drive(EngineConfig(max_num_seqs=2, policy=Policy.PRIORITY), arrivals)
+    assert ended == run.finish_order
+    assert tokens == [run.outcomes[str(i)].tokens for i in range(12)]
 
 
 # Starting and ending
