@@ -160,7 +160,8 @@ def test_a_counter_first_seen_later_began_at_zero() -> None:
 
 
 def test_text_format_is_read_and_filtered() -> None:
-    text = '# HELP a b\n# TYPE tidegate_x counter\ntidegate_x_total{a="1"} 2\n# TYPE python_gc gauge\npython_gc 5\n'
+    ours = '# HELP a b\n# TYPE tidegate_x counter\ntidegate_x_total{a="1"} 2\n'
+    text = f"{ours}# TYPE python_gc gauge\npython_gc 5\n"
     assert parse(text, "tidegate_") == [Sample("tidegate_x_total", {"a": "1"}, 2.0)]
 
 
@@ -215,9 +216,9 @@ def moves(seen: list[tuple[list[Pod], dict[str, str]]], lowered: bool = False) -
         ),
         pytest.param(
             [([pod("b1", "low", "n0"), pod("b2", "low", "n1")], {}), ([], {})],
-            True, [("borrow", "b1"), ("borrow", "b2"), ("reclaim", "b1")], id="lowered for a reservation by one",
+            True, [("borrow", "b1"), ("borrow", "b2"), ("reclaim", "b1")], id="lowered by one",
         ),
-        pytest.param([([pod("b1", "low", "n0")], {}), ([], {})], False, [("borrow", "b1")], id="went by itself"),
+        pytest.param([([pod("b1", "low", "n0")], {}), ([], {})], False, [("borrow", "b1")], id="went itself"),
     ],
 )  # fmt: skip
 def test_moves(seen: Any, lowered: bool, wanted: list[tuple[str, str]]) -> None:
