@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
 from report import record, row  # type: ignore[import-not-found]  # beside this file
 
 from tidegate.adapters.kube import ApiError, Kube, Reflector, kinds
@@ -44,12 +45,22 @@ async def main() -> int:
         tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder,
         LocalCluster.start(Path(folder) / "cluster", parts=parts) as cluster,
     ):
+        _same_but_for_the_extender(cluster)
         async with await Kube.connect(str(cluster.kubeconfig)) as kube:
             await _prepare(kube, nodes)
             rates = await _measure(cluster, kube, pods, rounds)
             latency = await _handler_ms(cluster.url("extender"))
     _record(rates, latency, nodes, quick=options.quick)
     return 0
+
+
+def _same_but_for_the_extender(cluster: LocalCluster) -> None:
+    """Give the default scheduler our scheduler's configuration: all nodes scored, packed, no extender."""
+    config = yaml.safe_load((cluster.layout.config / "tidegate-scheduler.yaml").read_text())
+    del config["extenders"]
+    config["profiles"][0]["schedulerName"] = "default-scheduler"
+    (cluster.layout.config / "kube-scheduler.yaml").write_text(yaml.safe_dump(config))
+    cluster.restart("kube-scheduler")
 
 
 async def _prepare(kube: Kube, nodes: int) -> None:
