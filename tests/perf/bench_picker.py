@@ -81,18 +81,26 @@ def gateway(listen: int, admin: int, picker: int, *, with_picker: bool) -> dict[
         picker_host="127.0.0.1",
         picker_port=picker,
     )
-    manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     if not with_picker:
+        manager = _manager(config)
         manager["http_filters"] = manager["http_filters"][-1:]
+        straight = {"match": {"prefix": "/"}, "route": {"cluster": "engines", "timeout": "0s"}}
+        manager["route_config"]["virtual_hosts"][0]["routes"] = [straight]
     return config
+
+
+def _manager(config: dict[str, Any]) -> dict[str, Any]:
+    """The connection manager that faces clients."""
+    listener = config["static_resources"]["listeners"][0]
+    found: dict[str, Any] = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    return found
 
 
 def engine(listen: int, admin: int) -> dict[str, Any]:
     """An Envoy that answers everything with two bytes."""
     config = gateway(listen, admin, 1, with_picker=False)
-    manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     answer = {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "ok"}}}
-    manager["route_config"]["virtual_hosts"][0]["routes"] = [answer]
+    _manager(config)["route_config"]["virtual_hosts"][0]["routes"] = [answer]
     return config
 
 
