@@ -86,11 +86,17 @@ async def gone(kube: Kube, namespace: str, name: str, within_s: float = 20) -> N
         await asyncio.sleep(0.05)
 
 
-async def dead(look: Callable[[], bool], within_s: float) -> None:
+async def holds(look: Callable[[], bool], within_s: float) -> None:
     deadline = time.monotonic() + within_s
     while not look():
-        assert time.monotonic() < deadline, "it takes too long to end"
+        assert time.monotonic() < deadline, "it takes too long"
         await asyncio.sleep(0.02)
+
+
+async def seen(needle: str) -> list[int]:
+    """Processes with this argument, once there are any: a shell takes a moment to start them."""
+    await holds(lambda: bool(alive(needle)), within_s=10)
+    return alive(needle)
 
 
 def running(status: Object) -> bool:
@@ -249,14 +255,14 @@ async def test_sigkill_shows_as_a_restart(kube: Kube, namespace: str, control_pl
     nap = number()
     await create(kube, namespace, "victim", shell(f"echo run of $$$$; exec sleep {nap}"))
     await until(kube, namespace, "victim", ready)
-    [pid] = alive(nap)
+    [pid] = await seen(nap)
     os.kill(pid, signal.SIGKILL)
     pod = await until(kube, namespace, "victim", restarted(1))
     [status] = pod["status"]["containerStatuses"]
     last = status["lastState"]["terminated"]
     assert (last["exitCode"], last["signal"], last["reason"]) == (137, 9, "Error")
     assert last["containerID"] != status["containerID"]
-    [again] = alive(nap)
+    [again] = await seen(nap)
     logs = ["logs", "-n", namespace, "victim"]
     assert kubectl(control_plane, *logs) == f"run of {again}\n"
     assert kubectl(control_plane, *logs, "--previous") == f"run of {pid}\n"
@@ -356,7 +362,7 @@ async def test_other_writers_conditions_stay(kube: Kube, namespace: str) -> None
         body={"status": {"conditions": [condition]}},
         content_type="application/strategic-merge-patch+json",
     )
-    os.kill(alive(nap)[0], signal.SIGKILL)
+    os.kill((await seen(nap))[0], signal.SIGKILL)
     pod = await until(kube, namespace, "kept", restarted(1))
     found = {c["type"]: c for c in pod["status"]["conditions"]}
     assert found["DisruptionTarget"]["reason"] == "PreemptionByScheduler"
@@ -373,7 +379,7 @@ async def test_graceful_deletion_runs_the_hook_then_sigterm(
     hook = {"preStop": {"exec": {"command": ["sh", "-c", f"sleep 0.5; echo hook of $HOSTNAME >> {said}"]}}}
     await create(kube, namespace, "polite", shell(script, lifecycle=hook))
     await until(kube, namespace, "polite", ready)
-    assert len(alive(nap)) == len(alive(escaped)) == 1
+    assert len(await seen(nap)) == len(await seen(escaped)) == 1
     began = time.monotonic()
     await kube.delete(kinds.POD, "polite", namespace)
     await gone(kube, namespace, "polite")
@@ -394,6 +400,7 @@ async def test_the_grace_period_ends_in_sigkill(kube: Kube, namespace: str) -> N
         finalizers=["tidegate.dev/test"],
     )
     await until(kube, namespace, "stubborn", ready)
+    await seen(nap)
     began = time.monotonic()
     await kube.delete(kinds.POD, "stubborn", namespace)
     pod = await until(kube, namespace, "stubborn", terminated)
@@ -410,8 +417,9 @@ async def test_forced_deletion_kills_at_once(kube: Kube, namespace: str) -> None
     nap = number()
     await create(kube, namespace, "forced", shell(f"trap '' TERM; sleep {nap}; true"))
     await until(kube, namespace, "forced", ready)
+    await seen(nap)
     await kube.delete(kinds.POD, "forced", namespace, grace_s=0)
-    await dead(lambda: not alive(nap), within_s=2)
+    await holds(lambda: not alive(nap), within_s=2)
 
 
 async def test_gpus_are_never_given_twice(kube: Kube, namespace: str) -> None:
@@ -471,7 +479,7 @@ async def test_engines_outlive_the_template_and_new_ones_start(
     nap = number()
     await create(kube, namespace, "stays", shell(f"exec sleep {nap}"))
     await until(kube, namespace, "stays", ready)
-    [pid] = alive(nap)
+    [pid] = await seen(nap)
     template = [
         p for p in alive("tidegate.local.kubelet.template") if parent(p) == control_plane.pid("kubelet")
     ]
@@ -503,7 +511,7 @@ async def test_pods_outlive_the_api_server_and_their_status_catches_up(
     await create(kube, namespace, "ends", shell("sleep 2; exit 7"), restartPolicy="Never")
     for name in ("stays", "ends"):
         await until(kube, namespace, name, running)
-    [pid] = alive(nap)
+    [pid] = await seen(nap)
     os.kill(control_plane.pid("kube-apiserver"), signal.SIGKILL)
     await asyncio.sleep(0.5)
     await asyncio.to_thread(control_plane.wait_ready, "kube-apiserver")
@@ -527,8 +535,9 @@ async def test_a_killed_kubelet_takes_its_processes_along_and_starts_them_again(
     for name in ("stays", "leaves"):
         await until(kube, namespace, name, ready)
     await until(kube, namespace, "done", lambda s: s["phase"] == "Succeeded")
-    before = alive(stays) + alive(child)
+    before = await seen(stays) + await seen(child)
     address = (await kube.get(kinds.POD, "stays", namespace))["status"]["podIP"]
+    await seen(leaves)
     await kube.delete(kinds.POD, "leaves", namespace)
     os.kill(control_plane.pid("kubelet"), signal.SIGKILL)
     pod = await until(kube, namespace, "stays", restarted(1), within_s=30)
@@ -547,10 +556,10 @@ async def test_a_kubelet_that_is_asked_to_stop_leaves_nothing_behind(
     nap, child = number(), number()
     await create(kube, namespace, "stays", shell(f"trap '' TERM; setsid sleep {child} & sleep {nap}; true"))
     await until(kube, namespace, "stays", ready)
-    before = alive(nap) + alive(child)
+    before = await seen(nap) + await seen(child)
     pid = control_plane.pid("kubelet")
     os.kill(pid, signal.SIGTERM)
-    await dead(lambda: not is_there(pid), within_s=8)
+    await holds(lambda: not is_there(pid), within_s=8)
     assert not set(before) & set(alive(nap) + alive(child))
     await asyncio.to_thread(control_plane.wait_ready, "kubelet")
     await until(kube, namespace, "stays", restarted(1), within_s=30)
