@@ -9,12 +9,16 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+import hypothesis  # noqa: F401  # see below
 import pytest
 
 from tidegate.adapters.kube import ApiError, Kube, kinds
 from tidegate.local.binaries import BinaryError, find_all
 from tidegate.local.cluster import CONTROL_PLANE, LocalCluster
 from tidegate.local.components import PROGRAMS
+
+# pytest imports hypothesis at the very end when no test did, and there CPython 3.11.7 cannot compile
+# it: "AST constructor recursion depth mismatch" (python/cpython#106905). Here it can.
 
 MakeNamespace = Callable[..., Awaitable[str]]
 

@@ -19,9 +19,9 @@ from tidegate.demo.settings import MODELS, Settings, examples, scenario
 from tidegate.local.cluster import LocalCluster
 
 _CALLERS = {
-    "interactive": ("team-a", "chat"),
-    "standard": ("team-b", "coder"),
-    "batch": ("team-b", "pipeline"),
+    "interactive": ("chat", "team-a"),
+    "standard": ("coder", "team-b"),
+    "batch": ("pipeline", "team-b"),
 }
 """The ServiceAccount of the examples that each class's load is sent by."""
 _TITLES = {"qos": "with QoS", "fifo": "in arrival order"}

@@ -1,8 +1,11 @@
-"""Envoy's bootstrap: one listener, the picker asked once per request, engines by address.
+"""Envoy's bootstrap: one listener for clients, the picker asked once per attempt, engines by address.
 
 Envoy carries the bytes. The picker answers with the destination in a header, and an ORIGINAL_DST
-cluster connects there. The facts behind the choices were seen on Envoy 1.40 and are listed in
-docs/concepts/request-path.md.
+cluster connects there. A request passes two listeners of the one process: `gateway` faces the
+client and tries again, `admission` (an internal listener, no socket) asks the picker and goes to
+the engine. So an attempt that an engine or the picker left before it began to answer is admitted,
+queued and placed anew, and its room is accounted for like any other's. The facts behind the
+choices were seen on Envoy 1.40 and are listed in docs/concepts/request-path.md.
 """
 
 import ipaddress
@@ -36,9 +39,14 @@ STRIPPED_HEADERS: Final = (
 )
 """What only our own parts may say. Envoy would pass them on, and be an open proxy."""
 
+AGAIN_HEADER: Final = "x-tidegate-again"
+"""Between the two listeners: this failed before an answer began, and may be tried again."""
+
 _TYPE: Final = "type.googleapis.com/"
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _UNLIMITED: Final = 1_000_000
+ATTEMPTS: Final = 8
+"""With the back-off below they last about six seconds, longer than a picker takes to restart."""
 _UPSTREAM_IDLE: Final = "4s"  # below the 5 s after which uvicorn, and so vLLM, closes an idle connection
 
 Config = dict[str, Any]
@@ -74,9 +82,22 @@ def bootstrap(  # noqa: PLR0913 -- all by name, one place to see what can be cho
         "node": {"id": "tidegate-gateway", "cluster": "tidegate"},
         "admin": {"address": _address(admin_host, admin_port)},
         "static_resources": {
-            "listeners": [_listener(listen_host, listen_port, failure_mode_allow, access_log)],
-            "clusters": [_picker_cluster(picker_host, picker_port), _engines_cluster()],
+            "listeners": [
+                _gateway_listener(listen_host, listen_port, access_log),
+                _admission_listener(failure_mode_allow),
+            ],
+            "clusters": [
+                _admission_cluster(),
+                _picker_cluster(picker_host, picker_port),
+                _engines_cluster(),
+            ],
         },
+        "bootstrap_extensions": [
+            {
+                "name": "envoy.bootstrap.internal_listener",
+                "typed_config": _typed("envoy.extensions.bootstrap.internal_listener.v3.InternalListener"),
+            }
+        ],
         "overload_manager": {
             "resource_monitors": [
                 {
@@ -91,54 +112,78 @@ def bootstrap(  # noqa: PLR0913 -- all by name, one place to see what can be cho
     }
 
 
-def _listener(host: str, port: int, failure_mode_allow: bool, access_log: str | None) -> Config:
-    manager = _typed(
-        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix="gateway",
-        codec_type="AUTO",
-        http2_protocol_options={"max_concurrent_streams": 1000},
-        use_remote_address=True,
-        normalize_path=True,
-        merge_slashes=True,
-        # A request may wait in the queue, and a stream may pause, for as long as its class allows.
-        stream_idle_timeout="0s",
-        request_timeout="0s",
-        request_headers_timeout="10s",
-        common_http_protocol_options={
+def _gateway_listener(host: str, port: int, access_log: str | None) -> Config:
+    """What clients talk to: takes their internal headers away, and tries again."""
+    manager = _manager("gateway", _route("admission", _again()), [_strip_filter(), _router_filter()])
+    manager |= {
+        "http2_protocol_options": {"max_concurrent_streams": 1000},
+        "use_remote_address": True,
+        "normalize_path": True,
+        "merge_slashes": True,
+        "request_headers_timeout": "10s",
+        "common_http_protocol_options": {
             "idle_timeout": "300s",
             "headers_with_underscores_action": "DROP_HEADER",
         },
-        local_reply_config=_local_replies(),
-        route_config={
-            "name": "engines",
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    "routes": [{"match": {"prefix": "/"}, "route": _route()}],
-                }
-            ],
-        },
-        http_filters=[_strip_filter(), _picker_filter(failure_mode_allow), _router_filter()],
-    )
+    }
     if access_log is not None:
         manager["access_log"] = [_access_log(access_log)]
-    chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
     return {
         "name": "gateway",
         "address": _address(host, port),
         "per_connection_buffer_limit_bytes": 1 << 20,
-        "filter_chains": [chain],
+        "filter_chains": [_chain(manager)],
     }
 
 
-def _route() -> Config:
+def _admission_listener(failure_mode_allow: bool) -> Config:
+    """Where an attempt meets the picker and goes on to its engine."""
+    # Only what surely never reached the engine is sent there again.
+    again = {"retry_on": "connect-failure,refused-stream,reset-before-request", "num_retries": 1}
+    filters = [_picker_filter(failure_mode_allow), _router_filter()]
+    manager = _manager("admission", _route("engines", again), filters)
+    return {"name": "admission", "internal_listener": {}, "filter_chains": [_chain(manager)]}
+
+
+def _manager(name: str, route: Config, filters: list[Config]) -> Config:
+    return _typed(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix=name,
+        codec_type="AUTO",
+        # A request may wait in the queue, and a stream may pause, for as long as its class allows.
+        stream_idle_timeout="0s",
+        request_timeout="0s",
+        local_reply_config=_local_replies(),
+        route_config={
+            "name": name,
+            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}],
+        },
+        http_filters=filters,
+    )
+
+
+def _chain(manager: Config) -> Config:
+    return {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+
+
+def _route(cluster: str, retry_policy: Config) -> Config:
     return {
-        "cluster": "engines",
-        "timeout": "0s",
-        "idle_timeout": "0s",
-        # Only what surely never reached the engine is sent again.
-        "retry_policy": {"retry_on": "connect-failure,refused-stream,reset-before-request", "num_retries": 1},
+        "match": {"prefix": "/"},
+        "route": {"cluster": cluster, "timeout": "0s", "idle_timeout": "0s", "retry_policy": retry_policy},
+        "response_headers_to_remove": [AGAIN_HEADER] if cluster == "admission" else [],
+    }
+
+
+def _again() -> Config:
+    """Try again what ended before an answer began: an engine that went, a picker that restarts.
+
+    A body above the buffer limit of 1 MiB is not kept, and so is not sent again.
+    """
+    return {
+        "retry_on": "retriable-headers",
+        "retriable_headers": [{"name": AGAIN_HEADER, "present_match": True}],
+        "num_retries": ATTEMPTS,
+        "retry_back_off": {"base_interval": "0.1s", "max_interval": "2s"},
     }
 
 
@@ -185,16 +230,18 @@ def _router_filter() -> Config:
 def _local_replies() -> Config:
     """Envoy's own errors in OpenAI's shape; the picker's immediate answers are left as they are."""
     picker = 'response.code_details.contains("ext_proc_error")'
+    engine = 'response.code_details.contains("upstream_reset_before_response_started")'
     other = f'!response.code_details.contains("{LOCAL_DETAILS}")'
     return {
         "mappers": [
-            _reply(picker, "the picker, which admits requests, did not answer; try again"),
+            _reply(picker, "the picker, which admits requests, did not answer; try again", again=True),
+            _reply(engine, "the engine went away before it answered; try again", again=True),
             _reply(other, "gateway: %LOCAL_REPLY_BODY%"),
         ]
     }
 
 
-def _reply(expression: str, message: str) -> Config:
+def _reply(expression: str, message: str, *, again: bool = False) -> Config:
     matches = {
         "name": "envoy.access_loggers.extension_filters.cel",
         "typed_config": _typed(
@@ -207,10 +254,13 @@ def _reply(expression: str, message: str) -> Config:
         "param": None,
         "code": "%RESPONSE_CODE%",
     }
-    return {
+    reply: Config = {
         "filter": {"extension_filter": matches},
         "body_format_override": {"json_format": {"error": error}},
     }
+    if again:
+        reply["headers_to_add"] = [{"header": {"key": AGAIN_HEADER, "value": "1"}}]
+    return reply
 
 
 def _access_log(path: str) -> Config:
@@ -232,6 +282,19 @@ def _access_log(path: str) -> Config:
             path=path,
             log_format={"json_format": line},
         ),
+    }
+
+
+def _admission_cluster() -> Config:
+    inside = {"envoy_internal_address": {"server_listener_name": "admission"}}
+    return {
+        "name": "admission",
+        "type": "STATIC",
+        "circuit_breakers": _breakers(),
+        "load_assignment": {
+            "cluster_name": "admission",
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": inside}}]}],
+        },
     }
 
 
