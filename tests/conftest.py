@@ -18,7 +18,7 @@ from tidegate.local.cluster import CONTROL_PLANE, LocalCluster
 from tidegate.local.components import PROGRAMS
 
 # pytest imports hypothesis at the very end when no test did, and there CPython 3.11.7 cannot compile
-# it: "AST constructor recursion depth mismatch" (python/cpython#106905). Here it can.
+# it: "AST constructor recursion depth mismatch". Here it can.
 
 MakeNamespace = Callable[..., Awaitable[str]]
 

@@ -1,9 +1,12 @@
 """`tidegate demo`: the main job, end to end, on this machine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def demo(
@@ -29,8 +32,6 @@ def demo(
     """
     import asyncio
 
-    from rich.console import Console
-
     from tidegate.demo.arms import DemoError
     from tidegate.demo.run import Demo
     from tidegate.demo.settings import Settings
@@ -49,7 +50,15 @@ def demo(
         keep=keep,
     )
     try:
-        asyncio.run(Demo(settings, Console()).run())
+        asyncio.run(Demo(settings, _console()).run())
     except (DemoError, ClusterError) as error:
         typer.secho(f"demo: {error}", fg="red", err=True)
         raise typer.Exit(1) from error
+
+
+def _console() -> "Console":
+    """The terminal; where there is none, wide enough that no line of the summary is folded."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
