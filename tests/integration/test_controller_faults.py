@@ -128,7 +128,7 @@ async def test_the_api_server_restarted_under_it(
     await stage.model()
     await eventually(lambda: stage.deployment(stage.low))
     await asyncio.to_thread(control_plane.restart, "kube-apiserver")
-    await stage.model("second")
+    await eventually(lambda: stage.model("second"), timeout_s=60)  # its admission takes a moment
     await eventually(lambda: stage.deployment(stage.high, "second"), timeout_s=60)
     lane = names.lane_name("llama", stage.high)
     await kube.merge(k.DEPLOYMENT, lane, {"spec": {"replicas": 9}}, stage.namespace)

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _BACKOFF_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
 _WATCH_S: Final = 60
+_CLOSING_S: Final = 0.25
 
 
 class KopfWatch:
@@ -50,7 +51,7 @@ class KopfWatch:
         """Start kopf, and start it again whenever it ends."""
         failures = 0
         while True:
-            stop, ended = threading.Event(), asyncio.Event()
+            stop, ended = _Stop(), asyncio.Event()
             loop = asyncio.get_running_loop()
             problem: list[BaseException] = []
             thread = threading.Thread(
@@ -77,7 +78,7 @@ class KopfWatch:
     def _thread(
         self,
         caller: asyncio.AbstractEventLoop,
-        stop: threading.Event,
+        stop: "_Stop",
         ended: asyncio.Event,
         problem: list[BaseException],
     ) -> None:
@@ -88,7 +89,7 @@ class KopfWatch:
         if not caller.is_closed():
             caller.call_soon_threadsafe(ended.set)
 
-    async def _operator(self, caller: asyncio.AbstractEventLoop, stop: threading.Event) -> None:
+    async def _operator(self, caller: asyncio.AbstractEventLoop, stop: "_Stop") -> None:
         # A watcher's error is logged by kopf, and again by asyncio when its task is collected.
         asyncio.get_running_loop().set_exception_handler(lambda _, c: log.debug("kopf: %s", c.get("message")))
         registry = kopf.OperatorRegistry()
@@ -104,9 +105,46 @@ class KopfWatch:
                 caller.call_soon_threadsafe(self._on_event, kind)
 
             kopf.on.event(group, version, kind.plural, id=kind.plural, registry=registry)(changed)
-        await kopf.operator(
-            registry=registry, settings=_settings(), standalone=True, clusterwide=True, stop_flag=stop
-        )
+        try:
+            await kopf.operator(
+                registry=registry,
+                settings=_settings(),
+                standalone=True,
+                clusterwide=True,
+                stop_flag=stop.here(),
+            )
+        finally:
+            # TLS connections close a moment after their sessions; the loop must not go before them.
+            await asyncio.sleep(_CLOSING_S)
+
+
+class _Stop:
+    """A flag set from another thread.
+
+    kopf takes a threading.Event too, but waits for it on a thread of its own, which then keeps its
+    loop from closing when the operator dies by itself.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._set = False
+        self._flag: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    def here(self) -> asyncio.Event:
+        """The flag in the loop that asks for it."""
+        event = asyncio.Event()
+        with self._lock:
+            self._flag = (asyncio.get_running_loop(), event)
+            if self._set:
+                event.set()
+        return event
+
+    def set(self) -> None:
+        """Ask it to stop."""
+        with self._lock:
+            self._set = True
+            if self._flag and not self._flag[0].is_closed():
+                self._flag[0].call_soon_threadsafe(self._flag[1].set)
 
 
 def _settings() -> kopf.OperatorSettings:
