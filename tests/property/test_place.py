@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.core.place import Grant, View, feasible, shortfalls, victims
-from tidegate.core.quota import standings
+from tidegate.core.quota import Ground, standings
 from tidegate.core.types import Node, Pod, Pool, QoSClass, Reclaim, Reservation
 
 CLASSES = {
@@ -119,7 +119,7 @@ def test_the_view_follows_events_to_what_it_would_be_if_built_anew(
     assert view.unmet() == again.unmet()
     assert dict(view.shapes) == dict(again.shapes)
     staying = [p for p in placed.values() if not p.terminating]
-    expected = standings(staying, pool.reservations, CLASSES)
+    expected = standings(staying, pool.reservations, CLASSES, pool.capacity)
     assert {p.uid: view.standing(p.uid) for p in staying} == expected
 
 
@@ -159,6 +159,11 @@ class Loop:
     def used(self, node: str) -> int:
         return sum(p.gpus for p in self.bound.values() if p.node == node)
 
+    def nominated(self, node: str, pod: Pod) -> int:
+        """GPUs that kube-scheduler keeps for pods at least as important that preempted there."""
+        grants = [g for u, g in self.view.grants.items() if u not in self.bound and u != pod.uid]
+        return sum(g.pod.gpus for g in grants if g.node == node and g.pod.priority >= pod.priority)
+
     def hear(self) -> None:
         while self.events and self.events[0][0] + self.lag <= self.step:
             _, kind, pod = self.events.pop(0)
@@ -175,7 +180,8 @@ class Loop:
     def attempt(self, pod: Pod) -> bool:
         """One scheduling cycle; whether the pod was bound."""
         self.attempts += 1
-        fits = [n.name for n in self.pool.nodes if self.used(n.name) + pod.gpus <= n.gpus]
+        held = {n.name: self.used(n.name) + self.nominated(n.name, pod) for n in self.pool.nodes}
+        fits = [n.name for n in self.pool.nodes if held[n.name] + pod.gpus <= n.gpus]
         answer = feasible(pod, self.view, fits, float(self.step), limit=1)
         if answer.nodes:
             if pod.uid not in self.view.grants or self.view.grants[pod.uid].node != answer.nodes[0]:
@@ -186,7 +192,7 @@ class Loop:
         for n in self.pool.nodes:
             lower = [p for p in self.bound.values() if p.node == n.name and p.priority < pod.priority]
             self.rng.shuffle(lower)
-            free, chosen = n.gpus - self.used(n.name), []
+            free, chosen = n.gpus - held[n.name], []
             for p in lower:
                 if free >= pod.gpus:
                     break
@@ -233,3 +239,39 @@ def test_a_wave_of_claims_evicts_once_for_each_and_binds_all(
     bound_gold = [p for p in loop.bound.values() if p.qos_class == "gold"]
     assert len(bound_gold) == reserved // 2, "the reservation is filled, and nothing beyond it preempts"
     assert loop.evictions <= reserved, "a claim of two GPUs costs two pods, once"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([1, 2]),
+    st.lists(st.sampled_from([2, 4]), min_size=1, max_size=4),
+    st.data(),
+    st.randoms(use_true_random=False),
+)
+def test_who_stands_on_spare_gpus_stays_when_every_reservation_is_asked_back(
+    block: int, sizes: list[int], data: st.DataObject, rng: random.Random
+) -> None:
+    nodes = tuple(Node(f"n{i}", g) for i, g in enumerate(sizes))
+    whole = sum(sizes) // block
+    gold = data.draw(st.integers(0, whole), "blocks reserved for gold")
+    mid = data.draw(st.integers(0, whole - gold), "blocks reserved for mid")
+    reservations = (Reservation("r-gold", "gold", gold * block), Reservation("r-mid", "mid", mid * block))
+    loop = Loop(Pool("p", nodes, reservations), 0, rng)
+    loop.view = View(loop.pool, CLASSES, {"r-gold": [block], "r-mid": [block]})
+
+    def arrive(kind: str, at: int) -> Pod:
+        name = f"{kind}-{at}"
+        return Pod(name, name, "ns", block, float(at), kind, "a", priority=CLASSES[kind].priority)
+
+    early = data.draw(st.lists(st.sampled_from(["gold", "mid", "bulk", "bulk"]), max_size=20), "who is there")
+    for at, kind in enumerate([*early, *["bulk"] * whole]):
+        loop.attempt(arrive(kind, at))
+        loop.hear()
+    claims = [arrive("gold", 100 + i) for i in range(gold)] + [arrive("mid", 200 + i) for i in range(mid)]
+    rng.shuffle(claims)
+    safe = {u for u in loop.bound if loop.view.standing(u).ground is Ground.SPARE}
+    for loop.step in range(1, 30):
+        claims = [p for p in claims if not loop.attempt(p)]
+        loop.hear()
+        assert safe <= loop.bound.keys()
+    assert loop.view.unmet() == {"r-gold": 0, "r-mid": 0}

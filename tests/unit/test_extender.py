@@ -136,11 +136,11 @@ async def test_an_owner_gets_a_grant_and_filter_accepts_it(s: Setting) -> None:
     owner = pod("g", "gold", 2)
     s.seen(owner)
     granted = await s.preempt(owner, a=["uid-b0", "uid-b1"], b=["uid-b4", "uid-b5"])
-    assert granted == {"a": {"Pods": [{"UID": "uid-b0"}, {"UID": "uid-b1"}], "NumPDBViolations": 0}}
-    for i in range(2):
-        s.seen(pod(f"b{i}", "bulk", on="a"), "DELETED")
-    assert (await s.filter(pod("late", "bulk"), "a"))["NodeNames"] == []
-    assert (await s.filter(owner, "a"))["NodeNames"] == ["a"]
+    assert granted == {"b": {"Pods": [{"UID": "uid-b4"}, {"UID": "uid-b5"}], "NumPDBViolations": 0}}
+    for i in (4, 5):
+        s.seen(pod(f"b{i}", "bulk", on="b"), "DELETED")
+    assert (await s.filter(pod("late", "bulk"), "b"))["NodeNames"] == []
+    assert (await s.filter(owner, "b"))["NodeNames"] == ["b"]
 
 
 async def test_settings_made_anew_keep_promises(s: Setting) -> None:

@@ -208,6 +208,25 @@ PREEMPT = {
         view({"a": 8}, [CHAT], [*FULL, pod("g", "gold", 4, node="a", created=5.0)]), pod("x", "gold"),
         {"a": ["uid-b3"]}, {}, reasons.NO_CLAIM,
     ),
+    "lent before spare, though more of them and longer running": (
+        view({"a": 2, "b": 2}, [Reservation("chat", "gold", 2)], [
+            pod("old", "bulk", 2, node="a", created=1.0, started_s=9.0),
+            pod("l1", "bulk", node="b", created=2.0), pod("l2", "bulk", node="b", created=3.0)]),
+        pod("x", "gold", 2), {"a": ["uid-old"], "b": ["uid-l1", "uid-l2"]},
+        {"b": ("uid-l1", "uid-l2")}, reasons.RECLAIMS,
+    ),
+    "lent before spare on one node, whatever is proposed": (
+        view({"a": 2}, [Reservation("chat", "gold", 1)], [
+            pod("old", "bulk", node="a", created=1.0, started_s=9.0),
+            pod("young", "bulk", node="a", created=2.0)]),
+        pod("x", "gold"), {"a": ["uid-old"]}, {"a": ("uid-young",)}, reasons.RECLAIMS,
+    ),
+    "a spare one where lent ones are too small": (
+        view({"a": 3, "b": 1}, [Reservation("chat", "gold", 2)], [
+            pod("s1", "bulk", node="a", created=1.0), pod("s2", "bulk", node="a", created=2.0, started_s=9.0),
+            pod("l1", "bulk", node="a", created=3.0), pod("l2", "bulk", node="b", created=4.0)]),
+        pod("x", "gold", 2), {"a": ["uid-s1", "uid-s2"]}, {"a": ("uid-l1", "uid-s2")}, reasons.RECLAIMS,
+    ),
     "what is not borrowed stays": (
         view({"a": 4}, [CHAT, Reservation("b", "bulk", 4)], FULL), pod("x", "gold"), {"a": ["uid-b3"]}, {},
         reasons.NOTHING_RECLAIMABLE,

@@ -6,6 +6,7 @@ from typing import Final
 from tidegate.core import reasons
 from tidegate.core.place.decide import Cost, Costs, Preemption, Why
 from tidegate.core.place.view import View
+from tidegate.core.quota import Ground
 from tidegate.core.types import Pod, QoSClass, Reclaim
 
 MAX_GRANTS: Final = 64
@@ -31,7 +32,9 @@ def victims(
     need not wait for. kube-scheduler's proposal for a node is taken where it holds only such pods;
     where it does not (it goes by priority alone), others on that node that free the GPUs are taken.
 
-    Least loss: fewest pods, then the least time that they ran, then the node's name. Nothing is
+    Least loss: fewest pods that stand on spare GPUs (these are in nobody's way, so requests that
+    cannot be sent again run there), then fewest pods, then the least time that they ran, then the
+    node's name. Nothing is
     given up for a pod that has a live grant (its victims are on their way out), nor while a node of
     `elsewhere` could take it free.
 
@@ -88,10 +91,10 @@ def _choose(
             retry.append(chosen)
         elif chosen and costs.on(node, _given_up(view, chosen))[0] is not Cost.FORBIDDEN:
             ran = sum(now - (v.started_s if v.started_s is not None else now) for v in chosen)
-            found.append((len(chosen), ran, node, chosen))
+            found.append((len(chosen) - len(_lent(view, chosen)), len(chosen), ran, node, chosen))
     if not found:
         return Preemption({}, _nobody(pod, candidates), min(retry, default=None))
-    _, _, node, chosen = min(found, key=lambda f: f[:3])
+    *_, node, chosen = min(found, key=lambda f: f[:4])
     classes = ", ".join(sorted({v.qos_class or "" for v in chosen}))
     why = Why(
         reasons.RECLAIMS,
@@ -115,22 +118,39 @@ def _on_node(
         and view.standing(u).borrowed
         and view.classes[view.pods[u].qos_class or ""].priority < claimant.priority
     ]
-    ripe = {v.uid: v for v in able if _ripe_at(v, view, claimant, now) <= now}
+    ripe = [v for v in able if _ripe_at(v, view, claimant, now) <= now]
     free = view.open(node)
     if free >= pod.gpus:  # enough is free, or on its way: nothing more is given up here
         return None
-    as_proposed = tuple(ripe[u] for u in proposed if u in ripe)
-    if proposed and len(as_proposed) == len(proposed) and free + _gpus(as_proposed) >= pod.gpus:
-        return as_proposed
-    if pod.gpus <= free + _gpus(ripe.values()):
-        return _fewest(list(ripe.values()), pod.gpus - free)
+    lent = _lent(view, ripe)
+    if pod.gpus <= free + _gpus(lent):
+        return _fewest(lent, proposed, pod.gpus - free)
+    if pod.gpus <= free + _gpus(ripe):
+        # What the lent ones leave to be freed, the spare ones free; then without what was not needed.
+        spare = [v for v in ripe if v not in lent]
+        more = _fewest(spare, (), pod.gpus - free - _gpus(lent))
+        return (*_fewest(lent, (), pod.gpus - free - _gpus(more)), *more)
     if pod.gpus <= free + _gpus(able):
         return min(at for v in able if (at := _ripe_at(v, view, claimant, now)) > now)
     return None
 
 
-def _fewest(able: list[Pod], gpus: int) -> tuple[Pod, ...]:
-    """Largest first, of these the youngest, until it is enough; then without what was not needed."""
+def _lent(view: View, pods: Sequence[Pod]) -> list[Pod]:
+    return [v for v in pods if view.standing(v.uid).ground is Ground.LENT]
+
+
+def _fewest(able: list[Pod], proposed: Sequence[str], gpus: int) -> tuple[Pod, ...]:
+    """Those proposed, where they are able and enough.
+
+    Else the largest first, of these the youngest, until it is enough; then without what was not
+    needed.
+    """
+    if gpus <= 0:
+        return ()
+    by_uid = {v.uid: v for v in able}
+    as_proposed = tuple(by_uid[u] for u in proposed if u in by_uid)
+    if as_proposed and len(as_proposed) == len(proposed) and _gpus(as_proposed) >= gpus:
+        return as_proposed
     chosen: list[Pod] = []
     for v in sorted(able, key=lambda v: (-v.gpus, -(v.started_s or 0.0), v.uid)):
         if _gpus(chosen) >= gpus:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from tidegate.core.place.cover import Need, Shape, blocks
-from tidegate.core.quota import Standing
+from tidegate.core.quota import Ground, Standing, spare_pods, standing
 from tidegate.core.types import Node, Pod, Pool, QoSClass, Reclaim, Reservation
 
 AgeKey = tuple[float, str]
@@ -92,7 +92,7 @@ class _Book:
             can_go = self.qos.reclaim is Reclaim.ALWAYS or (
                 self.qos.reclaim is Reclaim.ABOVE_MINIMUM and above
             )
-            found[pod.uid] = Standing(home, can_go, borrowed=home is None and can_go)
+            found[pod.uid] = standing(home, can_go)
         return found, room
 
 
@@ -126,6 +126,8 @@ class View:
         self._shapes: Counter[Shape] = Counter()
         self._shape: dict[str, Shape] = {}
         self._books: dict[str, _Book] = {}
+        self._unreserved = pool.capacity - sum(r.gpus for r in pool.reservations)
+        self._spare: frozenset[str] | None = None
         for node in pool.nodes:
             self._reshape(node.name)
 
@@ -227,8 +229,10 @@ class View:
     def standing(self, uid: str) -> Standing:
         """Where a pod stands. What is going, or foreign, stands nowhere and is not reclaimable."""
         book = self._books.get(self.pods[uid].qos_class or "")
-        nowhere = Standing(None, reclaimable=False, borrowed=False)
-        return book.standing.get(uid, nowhere) if book else nowhere
+        found = book.standing.get(uid) if book else None
+        if found is None:
+            return standing(None, reclaimable=False)
+        return replace(found, ground=Ground.SPARE) if uid in self._on_spare() else found
 
     def borrowed(self, qos_class: str, namespace: str) -> int:
         """GPUs that a class borrows for a namespace."""
@@ -270,7 +274,7 @@ class View:
         book = self._book(pod.qos_class)
         unmet = self.unmet()
         if book is None:
-            return After(Standing(None, reclaimable=False, borrowed=False), unmet)
+            return After(standing(None, reclaimable=False), unmet)
         at = bisect_left(book.keys, pod.age_key)
         tail = book.pods[at:]
         found, room = book.replay(at, [pod, *tail])
@@ -290,6 +294,14 @@ class View:
         return After(found[pod.uid], unmet | room, claim, flips)
 
     # -- bookkeeping
+
+    def _on_spare(self) -> frozenset[str]:
+        """Borrowed pods on spare GPUs. Asked for by preemption only, and kept until a pod changes."""
+        if self._spare is None:
+            books = sorted(self._books.values(), key=lambda b: (-b.qos.priority, b.qos.name))
+            borrowed = (p for b in books for p in b.pods if b.standing[p.uid].borrowed)
+            self._spare = spare_pods(borrowed, self._unreserved)
+        return self._spare
 
     def _book(self, qos_class: str | None) -> _Book | None:
         qos = self.classes.get(qos_class or "")
@@ -329,7 +341,10 @@ class View:
             self._going[node] += sign * pod.gpus
             return
         self._held[node] += sign * pod.gpus
+        self._spare = None
         book = self._book(pod.qos_class)
+        if book is None:
+            self._unreserved -= sign * pod.gpus
         touched = {node}
         if book is not None:
             touched |= self._rebook(book, pod, entering=sign > 0)
@@ -359,6 +374,7 @@ class View:
         old = book.standing.pop(pod.uid, None)
         if new is not None:
             book.standing[pod.uid] = new
+        self._unreserved -= pod.gpus * (_unreserved(new) - _unreserved(old))
         change = int(bool(new and new.borrowed)) - int(bool(old and old.borrowed))
         if not change or pod.node is None:
             return set()
@@ -378,3 +394,8 @@ class View:
                 del self._shapes[old]
         self._shape[name] = new
         self._shapes[new] += 1
+
+
+def _unreserved(stand: Standing | None) -> bool:
+    """Whether a pod uses up unreserved GPUs: it stands beyond its reservation and may not be taken."""
+    return stand is not None and stand.reservation is None and not stand.borrowed

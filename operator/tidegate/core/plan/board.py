@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tidegate.core.plan.types import LaneKey
-from tidegate.core.quota import standings
+from tidegate.core.quota import Ground, standings
 from tidegate.core.types import Pod, Pool, QoSClass, Reclaim
 
 
@@ -18,6 +18,7 @@ class Seat:
     at: int | None
     borrowed: bool
     priority: int
+    lent: bool = False
 
 
 @dataclass(slots=True)
@@ -107,7 +108,9 @@ class Board:
             else:
                 found.too_young += 1
         for at, seats in by_node.items():
-            seats.sort(key=lambda s: (s.priority, -(s.pod.started_s or s.pod.created_s), s.pod.uid))
+            seats.sort(
+                key=lambda s: (not s.lent, s.priority, -(s.pod.started_s or s.pod.created_s), s.pod.uid)
+            )
             found.offer(at, seats)
         return found
 
@@ -115,15 +118,15 @@ class Board:
 class Victims:
     """Nodes on which a block can be made, least loss first.
 
-    Fewest pods first, then the lowest class, then those that have run for the shortest time; node
-    names break ties.
+    Fewest pods on spare GPUs first, then fewest pods, then the lowest class, then those that have run
+    for the shortest time; node names break ties.
     """
 
     def __init__(self, board: Board, gpus: int) -> None:
         """Nothing is offered yet, for blocks of this many GPUs."""
         self.too_young = 0
         self._board, self._gpus = board, gpus
-        self._heap: list[tuple[int, int, float, int, int, list[Seat], list[Seat]]] = []
+        self._heap: list[tuple[int, int, int, float, int, int, list[Seat], list[Seat]]] = []
 
     def offer(self, at: int, seats: list[Seat]) -> None:
         """Consider one node with the seats on it that may go."""
@@ -131,7 +134,8 @@ class Victims:
         chosen = _enough(seats, self._gpus - free)
         if chosen:
             youngest = -max(s.pod.started_s or s.pod.created_s for s in chosen)
-            entry = (len(chosen), max(s.priority for s in chosen), youngest, at, free, chosen, seats)
+            order = (sum(not s.lent for s in chosen), len(chosen), max(s.priority for s in chosen), youngest)
+            entry = (*order, at, free, chosen, seats)
             heapq.heappush(self._heap, entry)
 
     def best(self) -> tuple[int, list[Seat]] | None:
@@ -144,7 +148,8 @@ class Victims:
             *_, at, free, chosen, seats = heapq.heappop(self._heap)
             if free == board.free[at] and all(board.alive(s) for s in chosen):
                 # Looked at again, and found changed, when its turn comes.
-                heapq.heappush(self._heap, (len(chosen), chosen[0].priority, 0.0, at, -1, chosen, seats))
+                again = (sum(not s.lent for s in chosen), len(chosen), chosen[0].priority, 0.0)
+                heapq.heappush(self._heap, (*again, at, -1, chosen, seats))
                 return at, chosen
             if free != board.free[at] or not all(board.alive(s) for s in seats):
                 self.offer(at, [s for s in seats if board.alive(s)])
@@ -211,9 +216,11 @@ def lay_out(
             board.free[at] -= pod.gpus
             board.firm[at] += pod.gpus
             board.foreign += pod.gpus
-    stands = standings((pod for pod, _, _ in ours), pool.reservations, classes)
+    room = pool.capacity - board.foreign
+    stands = standings((pod for pod, _, _ in ours), pool.reservations, classes, room)
     for pod, qos, at in ours:
-        seat = Seat(pod, at, stands[pod.uid].borrowed, qos.priority)
+        stand = stands[pod.uid]
+        seat = Seat(pod, at, stand.borrowed, qos.priority, stand.ground is Ground.LENT)
         key = LaneKey(pod.namespace, pod.model or "", qos.name)
         (board.seats[key] if key in lanes else board.strays).append(seat)
         if seat.borrowed:
