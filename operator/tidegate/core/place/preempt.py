@@ -94,7 +94,10 @@ def _choose(
             found.append((len(chosen) - len(_lent(view, chosen)), len(chosen), ran, node, chosen))
     if not found:
         return Preemption({}, _nobody(pod, candidates), min(retry, default=None))
-    *_, node, chosen = min(found, key=lambda f: f[:4])
+    spare, *_, node, chosen = min(found, key=lambda f: f[:4])
+    if spare and (soon := _lent_soon(pod, view, set(elsewhere) - candidates.keys(), now)):
+        why = f"{soon} has lent GPUs for it once what is under way there is done; {node} has spare ones only"
+        return Preemption({}, Why(reasons.BEING_RECLAIMED, why), now + 1)
     classes = ", ".join(sorted({v.qos_class or "" for v in chosen}))
     why = Why(
         reasons.RECLAIMS,
@@ -102,6 +105,19 @@ def _choose(
         f" pods of {classes} are given up on {node}",
     )
     return Preemption({node: tuple(v.uid for v in chosen)}, why)
+
+
+def _lent_soon(pod: Pod, view: View, nodes: Collection[str], now: float) -> str | None:
+    """A node that was not proposed only because somebody else's grant is in flight on it.
+
+    kube-scheduler sees the GPUs that were freed there for a less important pod as free, and so
+    proposes nobody. Grants end, so this is waited for.
+    """
+    for node in sorted({g.node for g in view.grants.values()} & set(nodes)):
+        chosen = _on_node(pod, view, node, (), now)
+        if isinstance(chosen, tuple) and len(_lent(view, chosen)) == len(chosen):
+            return node
+    return None
 
 
 def _on_node(
