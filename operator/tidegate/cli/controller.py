@@ -1,25 +1,16 @@
 """`tidegate controller`."""
 
-from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-class LogFormat(StrEnum):
-    """Ways to write logs."""
-
-    TEXT = "text"
-    JSON = "json"
+from tidegate.cli.options import Format, Host, Kubeconfig, Level, LogFormat, LogLevel, log_to_stderr, path
 
 
 def controller(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of /metrics, /readyz and /debug/decisions.")] = 9090,
-    kubeconfig: Annotated[
-        Path | None, typer.Option(help="Kubeconfig; left out: $KUBECONFIG, or the pod's own account.")
-    ] = None,
+    kubeconfig: Kubeconfig = None,
     picker_url: Annotated[
         list[str] | None, typer.Option(help="URL of a picker to read the demand from; may be repeated.")
     ] = None,
@@ -30,23 +21,19 @@ def controller(
     start_time: Annotated[
         str, typer.Option(help="How long a replica takes to start, where it was not measured.")
     ] = "60s",
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
-    log_format: Annotated[LogFormat, typer.Option(help="text or json lines.")] = LogFormat.TEXT,
+    log_level: Level = LogLevel.INFO,
+    log_format: Format = LogFormat.TEXT,
 ) -> None:
     """Run the controller: it turns the three kinds into lanes, and plans replicas every period."""
     import asyncio
 
-    from tidegate.controller.logs import configure
     from tidegate.controller.loop import Options
     from tidegate.controller.run import Serving, StartError, run
     from tidegate.core.plan.types import Policy
 
-    try:
-        configure(log_level, json_lines=log_format is LogFormat.JSON)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--log-level") from error
+    log_to_stderr(log_level, log_format)
     options = Options(
-        kubeconfig=str(kubeconfig) if kubeconfig else None,
+        kubeconfig=path(kubeconfig),
         picker_urls=tuple(picker_url or ()),
         prometheus_url=prometheus_url,
         period_s=_seconds(period, "--period"),

@@ -10,7 +10,6 @@ from aiohttp import web
 from tidegate.adapters.kube import Kube
 from tidegate.controller.loop import Controller, Options
 from tidegate.controller.server import application
-from tidegate.controller.watch import quiet
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,6 @@ async def run(serving: Serving) -> None:
 async def _connect(kubeconfig: str | None) -> Kube:
     from kubernetes.aio.config.config_exception import ConfigException
 
-    quiet()
     try:
         return await Kube.connect(kubeconfig)
     except (ConfigException, OSError) as error:

@@ -174,8 +174,3 @@ async def _credentials(kubeconfig: str | None) -> kopf.ConnectionInfo:
         certificate_path=found.cert_file,
         private_key_path=found.key_file,
     )
-
-
-def quiet() -> None:
-    """Leave out kopf's remark that a thread gets no signals: ours handles them."""
-    logging.getLogger("kopf._core.reactor.running").addFilter(lambda r: "OS signals" not in r.getMessage())

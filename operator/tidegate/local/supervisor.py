@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tidegate.adapters.logs import configure
 from tidegate.local import control, network
 from tidegate.local.certs import write_secret
 from tidegate.local.components import LISTENERS, Component, Context, components
@@ -237,7 +238,7 @@ def main(argv: list[str]) -> int:
     """Entry point; returns the exit code."""
     fd = os.environ.pop("TIDEGATE_REPORT_FD", None)
     report = Report(int(fd) if fd else None)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    configure("info")
     become_subreaper()
     try:
         asyncio.run(supervise(Layout(Path(argv[0])), report))

@@ -2,12 +2,12 @@
 
 import argparse
 import asyncio
-import logging
 import os
 import signal
 import sys
 from pathlib import Path
 
+from tidegate.adapters.logs import configure
 from tidegate.local.kubelet import images
 from tidegate.local.kubelet.kubelet import Settings, run
 from tidegate.local.kubelet.nodes import Fleet
@@ -75,12 +75,8 @@ async def _main(settings: Settings) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(
-        level=args.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
     try:
+        configure(args.log_level)
         settings = _settings(args)
         settings.state_dir.mkdir(parents=True, exist_ok=True)
         asyncio.run(_main(settings))
