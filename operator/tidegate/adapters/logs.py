@@ -17,8 +17,6 @@ _KOPF_SIGNALS: Final = "OS signals are ignored"
 class _Lines(logging.Formatter):
     """`2026-01-31T12:00:00.123Z info    tidegate.picker: text`, in UTC."""
 
-    converter = time.gmtime
-
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(level)-7s %(name)s: %(message)s")
 
@@ -29,7 +27,7 @@ class _Lines(logging.Formatter):
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802
         """RFC 3339 with milliseconds."""
-        whole = time.strftime("%Y-%m-%dT%H:%M:%S", self.converter(record.created))
+        whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         return f"{whole}.{int(record.msecs):03}Z"
 
 
