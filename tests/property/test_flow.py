@@ -1,5 +1,7 @@
 """Invariants of the queue under any sequence of events."""
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -35,11 +37,17 @@ class FlowMachine(RuleBasedStateMachine):
         models = {key: Model(key, tuple(CLASSES), startable=True) for key in KEYS}
         self.flow.set_world(CLASSES, models, self.endpoints.values(), self.now)
 
-    @rule(number=st.integers(0, 3), slots=st.integers(1, 6), lane=NAMES, model=st.sampled_from(KEYS))
-    def endpoint_comes(self, number: int, slots: int, lane: str, model: tuple[str, str]) -> None:
+    @rule(
+        number=st.integers(0, 3),
+        slots=st.integers(1, 6),
+        lane=NAMES,
+        model=st.sampled_from(KEYS),
+        lent=st.booleans(),
+    )
+    def endpoint_comes(self, number: int, slots: int, lane: str, model: tuple[str, str], lent: bool) -> None:
         address = f"e:{number}"
         if address not in self.endpoints and not any(a == address for a in self.running.values()):
-            self.endpoints[address] = Endpoint(address, model, lane, slots)
+            self.endpoints[address] = Endpoint(address, model, lane, slots, lent=lent)
             self._world()
             self.flow.report(address, EngineReport(self.now, 0, 0, 0.0, 20_000), 0, 0)
 
@@ -48,10 +56,18 @@ class FlowMachine(RuleBasedStateMachine):
         self.endpoints.pop(f"e:{number}", None)
         self._world()
 
-    @rule(qos=NAMES, model=st.sampled_from(KEYS), tokens=st.integers(1, 30_000))
-    def request_comes(self, qos: str, model: tuple[str, str], tokens: int) -> None:
+    @rule(number=st.integers(0, 3), lent=st.booleans(), draining=st.booleans())
+    def endpoint_changes(self, number: int, lent: bool, draining: bool) -> None:
+        address = f"e:{number}"
+        if address in self.endpoints:
+            self.endpoints[address] = replace(self.endpoints[address], lent=lent, draining=draining)
+            self._world()
+            self._dispatch()
+
+    @rule(qos=NAMES, model=st.sampled_from(KEYS), tokens=st.integers(1, 30_000), streamed=st.booleans())
+    def request_comes(self, qos: str, model: tuple[str, str], tokens: int, streamed: bool) -> None:
         self.next += 1
-        ask = Ask(self.next, model, qos, tokens, 10, size=tokens)
+        ask = Ask(self.next, model, qos, tokens, 10, size=tokens, streamed=streamed)
         if self.flow.admit(ask, self.now) is None:
             self.waiting[ask.id] = ask
         self._dispatch()
@@ -85,16 +101,21 @@ class FlowMachine(RuleBasedStateMachine):
     def _dispatch(self) -> None:
         for one in self.flow.dispatch(self.now):
             ask = self.waiting.pop(one.ask.id)
-            assert self.endpoints[one.address].model == ask.model
-            earlier = [
-                a for a in self.waiting.values() if a.model == ask.model and a.qos_class == ask.qos_class
-            ]
-            assert all(a.id > ask.id for a in earlier), "overtaken inside its class"
-            above = [
+            to = self.endpoints[one.address]
+            assert to.model == ask.model
+            assert not to.draining
+            safe = [e for e in self.endpoints.values() if e.model == ask.model and not (e.lent or e.draining)]
+            if ask.streamed:
+                assert not (to.lent and safe), "a stream on GPUs that may be asked back"
+            # Who waits and could have gone there: what keeps off lent replicas is passed there only.
+            rivals = [
                 a
                 for a in self.waiting.values()
-                if a.model == ask.model and CLASSES[a.qos_class].priority > CLASSES[ask.qos_class].priority
+                if a.model == ask.model and not (a.streamed and to.lent and safe)
             ]
+            earlier = [a for a in rivals if a.qos_class == ask.qos_class]
+            assert all(a.id > ask.id for a in earlier), "overtaken inside its class"
+            above = [a for a in rivals if CLASSES[a.qos_class].priority > CLASSES[ask.qos_class].priority]
             assert not above, "a lower class went while a higher one waited"
             self.running[ask.id] = one.address
         assert self.flow.dispatch(self.now) == []

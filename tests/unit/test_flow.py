@@ -294,8 +294,80 @@ def test_the_snapshot_is_json() -> None:
             "model": "m",
             "qos_class": "high",
             "waiting": 1,
+            "streamed": 0,
             "oldest_s": 1.0,
             "drained_per_s": pytest.approx(0.065, abs=0.01),
         }
     ]
     assert {e["address"] for e in state["endpoints"]} == {"a:1", "b:1"}
+
+
+# ── replicas whose GPUs may be asked back ───────────────────────────────────────────────────────
+
+
+def queued(flow: Flow, *kinds: str, now: float = 0.0) -> list[Ask]:
+    """Requests in this order: the class, and `~` behind it for a streamed one."""
+    asks = [ask(kind.removesuffix("~"), streamed=kind.endswith("~")) for kind in kinds]
+    for one in asks:
+        assert flow.admit(one, now) is None
+    return asks
+
+
+SAFE, LENT = place("safe:1"), place("lent:1", lent=True)
+WHERE = {
+    "a stream waits for a safe replica": ([SAFE, LENT], ["low~"] * 3, "safe safe -"),
+    "whole ones go anywhere": ([SAFE, LENT], ["low"] * 5, "any any any any -"),
+    "whole ones pass a stream that waits, and onto lent ones only": (
+        [SAFE, LENT], ["low~", "low~", "low~", "low", "low", "low"], "safe safe - lent lent -",
+    ),
+    "even when the stream is of a higher class": (
+        [SAFE, LENT], ["high~", "high~", "high~", "low", "low"], "safe safe - lent lent",
+    ),
+    "a stream takes a lent one where there is no other": ([LENT], ["low~"] * 3, "lent lent -"),
+    "or where no other is ready": (
+        [LENT, place("safe:1", ready=False)], ["low~", "low~", "low"], "lent lent -",
+    ),
+    "without lent ones nothing passes": (
+        [SAFE], ["low~", "low~", "low~", "low"], "safe safe - -",
+    ),
+    "nothing at all on a replica that drains": (
+        [place("safe:1", draining=True)], ["low~", "low"], "- -",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("qos", [True, False], ids=["qos", "fifo"])
+@pytest.mark.parametrize(("endpoints", "kinds", "expected"), WHERE.values(), ids=WHERE)
+def test_streams_keep_off_lent_replicas(
+    endpoints: list[Endpoint], kinds: list[str], expected: str, qos: bool
+) -> None:
+    flow = flow_of(*endpoints, startable=True, qos=qos)
+    asks = queued(flow, *kinds)
+    sent_to = {d.ask.id: d.address.split(":")[0] for d in flow.dispatch(0.0)}
+    found = [sent_to.get(one.id, "-") for one in asks]
+    assert [e if e != "any" else f for e, f in zip(expected.split(), found, strict=True)] == found
+    assert "any" not in found
+
+
+def test_a_large_stream_that_waits_is_not_overtaken_on_safe_replicas() -> None:
+    """It finds room in the end: small whole ones behind it take only what is not for it."""
+    flow = flow_of(place("safe:1", slots=4), LENT)
+    [running] = queued(flow, "low~")
+    flow.dispatch(0.0)
+    large = ask("low", streamed=True, prompt_tokens=65_400)
+    flow.report("safe:1", EngineReport(0.0, 4, 0, 0.99, 65_536), 1, 150)
+    assert flow.admit(large, 1.0) is None
+    small = queued(flow, "low", "low", "low", now=2.0)
+    assert sent(flow.dispatch(2.0)) == [small[0].id, small[1].id]
+    flow.finish(running.id, 3.0)
+    flow.report("safe:1", EngineReport(3.0, 0, 0, 0.0, 65_536), 0, 0)
+    assert sent(flow.dispatch(3.0)) == [large.id]
+
+
+def test_headroom_is_kept_where_streams_may_go() -> None:
+    flow = flow_of(place("safe:1", slots=8), place("lent:1", slots=8, lent=True))
+    queued(flow, "high~", "high~", "high~", "low")
+    flow.dispatch(0.0)
+    kept = {e["address"]: e["keeps_free_from"]["low"] for e in flow.snapshot(0.0)["endpoints"]}
+    assert kept["safe:1"] > 0
+    assert kept["lent:1"] == 0

@@ -171,3 +171,18 @@ def test_whether_waiting_makes_sense(
     spec: dict[str, Any], pods: list[dict[str, Any]], expected: bool
 ) -> None:
     assert see([deployment(**spec)], *pods).flow_models["ns", "m"].startable is expected
+
+
+@pytest.mark.parametrize(
+    ("notes", "lent", "draining"),
+    [
+        pytest.param({}, False, False, id="nothing said"),
+        pytest.param({"tidegate.dev/standing": "lent"}, True, False, id="its GPUs may be asked back"),
+        pytest.param({"tidegate.dev/standing": "spare"}, False, False, id="spare"),
+        pytest.param({"tidegate.dev/standing": "reserved"}, False, False, id="reserved"),
+        pytest.param({"tidegate.dev/draining": "2026-01-01T00:00:00Z"}, False, True, id="being emptied"),
+    ],
+)
+def test_what_the_controller_notes_on_a_pod(notes: dict[str, str], lent: bool, draining: bool) -> None:
+    [endpoint] = see([deployment()], pod(annotations=notes)).endpoints
+    assert (endpoint.lent, endpoint.draining) == (lent, draining)

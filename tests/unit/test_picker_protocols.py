@@ -182,3 +182,18 @@ REPORTS = [
 @pytest.mark.parametrize(("text", "expected"), [r[1:] for r in REPORTS], ids=[r[0] for r in REPORTS])
 def test_report(text: str, expected: EngineReport | None) -> None:
     assert read_report(text, 9.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "streamed"),
+    [
+        pytest.param("/v1/chat/completions", b'{"model":"m","stream":true}', True, id="OpenAI, streamed"),
+        pytest.param("/v1/chat/completions", b'{"model":"m","stream":false}', False, id="OpenAI, whole"),
+        pytest.param("/v1/completions", b'{"model":"m"}', False, id="OpenAI, nothing said"),
+        pytest.param("/v2/models/m/generate_stream", b"{}", True, id="Triton, streamed"),
+        pytest.param("/v2/models/m/generate", b'{"stream":true}', False, id="Triton, whole"),
+        pytest.param("/v2/models/m/infer", b"{}", False, id="KServe v2"),
+    ],
+)
+def test_whether_the_answer_is_streamed(path: str, body: bytes, streamed: bool) -> None:
+    assert read_body(route("POST", path), body).streamed is streamed

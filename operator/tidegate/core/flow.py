@@ -3,8 +3,13 @@
 A state machine without I/O or clock: tell it what happened and when, ask it what to do. Between
 classes of a model strict priority, inside a class arrival order, between models the oldest whose
 model has room. A request holds its room from dispatch until `finish`, whatever ends it.
+
+A streamed answer that has begun is lost when its replica goes, a whole one can be asked for again.
+So streamed requests keep off replicas on lent GPUs (unless their model has no others), and while
+one waits for a safe replica, whole ones behind it may go to lent ones, and only there.
 """
 
+import itertools
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -62,16 +67,52 @@ class _Running:
 
 
 class _Queue:
-    """The requests of one (model, class) that wait, oldest first, and how fast they leave."""
+    """The requests of one (model, class) that wait, and how fast they leave.
 
-    __slots__ = ("drained", "waiting")
+    Two lines, each oldest first: answers that are streamed, and whole ones.
+    """
+
+    __slots__ = ("drained", "streamed", "whole")
 
     def __init__(self) -> None:
-        self.waiting: OrderedDict[int, _Waiting] = OrderedDict()
+        self.streamed: OrderedDict[int, _Waiting] = OrderedDict()
+        self.whole: OrderedDict[int, _Waiting] = OrderedDict()
         self.drained = Rate(30.0)
 
+    def __len__(self) -> int:
+        return len(self.streamed) + len(self.whole)
+
+    def add(self, ask: Ask, now: float) -> None:
+        (self.streamed if ask.streamed else self.whole)[ask.id] = _Waiting(ask, now)
+
+    def pop(self, request: int) -> _Waiting:
+        return (self.streamed if request in self.streamed else self.whole).pop(request)
+
+    def heads(self, *, whole_only: bool = False) -> Iterator[_Waiting]:
+        """The oldest of each line."""
+        for line in (self.whole,) if whole_only else (self.whole, self.streamed):
+            yield from itertools.islice(line.values(), 1)
+
     def head(self) -> _Waiting | None:
-        return next(iter(self.waiting.values()), None)
+        """The oldest of all."""
+        return min(self.heads(), key=lambda h: (h.since, h.ask.id), default=None)
+
+    def all(self) -> Iterator[_Waiting]:
+        return itertools.chain(self.whole.values(), self.streamed.values())
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One model's part in a round of dispatching.
+
+    `apart`: there are both lent and other endpoints, so streamed requests have fewer to go to.
+    `passing`: a streamed one waits; whole ones pass it, onto lent endpoints only.
+    """
+
+    keep: pick.Headroom
+    safe: bool
+    apart: bool
+    passing: bool = False
 
 
 class _Seen:
@@ -126,9 +167,9 @@ class Flow:
             known = self._loads.get(address)
             if known is None:
                 known = self._loads[address] = Load(address, now)
-            known.become(e.model, e.lane, e.slots, e.ready, e.draining)
+            known.become(e)
         for key, queue in list(self._queues.items()):
-            if key[0] not in models and not queue.waiting:
+            if key[0] not in models and not queue:
                 del self._queues[key]
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] in models}
 
@@ -162,7 +203,7 @@ class Flow:
         model = self.models.get(ask.model)
         if not ready and not (model and model.startable):
             return self._refuse(503, Reason.NO_ENDPOINT, queue, now, ask)
-        if len(queue.waiting) >= most:
+        if len(queue) >= most:
             return self._refuse(429, Reason.QUEUE_FULL, queue, now, ask)
         if self.bytes + ask.size > self.policy.max_bytes:
             return self._refuse(429, Reason.MEMORY_FULL, queue, now, ask)
@@ -170,7 +211,7 @@ class Flow:
         seen.arrivals.add(now)
         seen.last = now
         seen.tokens.add(ask.prompt_tokens + ask.output_tokens)
-        queue.waiting[ask.id] = _Waiting(ask, now)
+        queue.add(ask, now)
         self._where[ask.id] = key
         self.bytes += ask.size
         return None
@@ -178,24 +219,25 @@ class Flow:
     def dispatch(self, now: float) -> list[Dispatch]:
         """Give endpoints to the requests whose turn it is, until no head of a queue has room.
 
-        Within a model nothing overtakes a blocked head of a higher class.
+        Within a model nothing overtakes a blocked head of a higher class, unless on endpoints that
+        are not for it.
         """
         done: list[Dispatch] = []
-        heads = {
-            m: h for m in {key[0] for key, q in self._queues.items() if q.waiting} if (h := self._head(m))
-        }
-        views: dict[ModelKey, pick.Headroom] = {}
+        heads = {m: h for m in {key[0] for key, q in self._queues.items() if q} if (h := self._head(m))}
+        turns: dict[ModelKey, _Turn] = {}
         while heads:
             model = min(heads, key=lambda m: (self._rank(heads[m].ask), heads[m].since, heads[m].ask.id))
-            ask = heads[model].ask
-            if model not in views:
-                views[model] = self._headroom(model, now)
-            chosen = pick.choose(self._need(ask), self._candidates(ask, views[model], now))
-            if isinstance(chosen, NoRoom):
-                del heads[model]
-                continue
-            done.append(self._send(ask, chosen, now))
-            following = self._head(model)
+            ask, turn = heads[model].ask, turns.get(model)
+            if turn is None:
+                turn = turns[model] = self._turn(model, now)
+            chosen = pick.choose(self._need(ask, turn), self._candidates(ask, turn.keep, now))
+            following = None
+            if not isinstance(chosen, NoRoom):
+                done.append(self._send(ask, chosen, now))
+                following = self._head(model, whole_only=turn.passing)
+            elif ask.streamed and turn.apart:
+                turn.passing = True
+                following = self._head(model, whole_only=True)
             if following is None:
                 del heads[model]
             else:
@@ -250,12 +292,17 @@ class Flow:
     def waiting(self) -> Iterator[Ask]:
         """Everything that is queued."""
         for queue in self._queues.values():
-            yield from (one.ask for one in queue.waiting.values())
+            yield from (one.ask for one in queue.all())
 
     def in_flight(self) -> Iterator[tuple[Ask, str]]:
         """Everything that is dispatched, with the lane that serves it."""
         for one in self._running.values():
             yield one.ask, self._loads[one.address].lane
+
+    def occupied(self) -> Iterator[tuple[str, ModelKey, bool, int]]:
+        """For every endpoint: address, model, whether it is drained, and requests that run there."""
+        for load in self._loads.values():
+            yield load.address, load.model, load.draining or load.gone, load.requests + load.foreign
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """Queues, endpoints and headroom as JSON values."""
@@ -264,7 +311,8 @@ class Flow:
                 "namespace": key[0][0],
                 "model": key[0][1],
                 "qos_class": key[1] or "*",
-                "waiting": len(queue.waiting),
+                "waiting": len(queue),
+                "streamed": len(queue.streamed),
                 "oldest_s": round(now - head.since, 3) if (head := queue.head()) else 0.0,
                 "drained_per_s": round(queue.drained.value(now), 3),
             }
@@ -297,15 +345,32 @@ class Flow:
     def _rank(self, ask: Ask) -> int:
         return self._ranks.get(ask.qos_class, len(self._ranks)) if self.policy.qos else 0
 
-    def _need(self, ask: Ask) -> Need:
+    def _need(self, ask: Ask, turn: _Turn) -> Need:
         known = self.classes.get(ask.qos_class)
-        urgent = self.policy.qos and known is not None and known.objectives.ttft_s is not None
-        return Need(ask.qos_class, self._rank(ask), ask.prompt_tokens, ask.output_tokens, urgent)
+        return Need(
+            ask.qos_class,
+            self._rank(ask),
+            ask.prompt_tokens,
+            ask.output_tokens,
+            urgent=self.policy.qos and known is not None and known.objectives.ttft_s is not None,
+            not_lent=ask.streamed and turn.safe,
+            only_lent=turn.passing,
+        )
 
-    def _head(self, model: ModelKey) -> _Waiting | None:
+    def _head(self, model: ModelKey, *, whole_only: bool = False) -> _Waiting | None:
         """The request of this model whose turn it is: the oldest of its highest class."""
-        heads = (head for key, q in self._queues.items() if key[0] == model and (head := q.head()))
+        heads = (
+            head
+            for key, queue in self._queues.items()
+            if key[0] == model
+            for head in queue.heads(whole_only=whole_only)
+        )
         return min(heads, key=lambda h: (self._rank(h.ask), h.since, h.ask.id), default=None)
+
+    def _turn(self, model: ModelKey, now: float) -> _Turn:
+        lent = [e.lent for e in self._ready(model)]
+        safe = not all(lent)
+        return _Turn(self._headroom(model, now), safe=safe, apart=safe and any(lent))
 
     def _ready(self, model: ModelKey) -> Iterator[Load]:
         return (e for e in self._loads.values() if e.model == model and e.ready and not e.draining)
@@ -327,6 +392,7 @@ class Flow:
                 keep_tokens=left.get(load.address, (0, 0))[1],
                 ready=load.ready,
                 draining=load.draining,
+                lent=load.lent,
             )
             for load in self._loads.values()
             if load.model == ask.model
@@ -335,7 +401,10 @@ class Flow:
     def _headroom(self, model: ModelKey, now: float) -> pick.Headroom:
         if not self.policy.qos:
             return {}
-        places = [Place(e.address, e.lane, e.slots) for e in self._ready(model)]
+        # Kept where it can be used by all: streamed requests keep off lent endpoints.
+        ready = list(self._ready(model))
+        kept = [e for e in ready if not e.lent] or ready
+        places = [Place(e.address, e.lane, e.slots) for e in kept]
         traffic, service = [], {}
         # A class seen here counts even when the model no longer lists it: its requests still run.
         for name, rank in self._ranks.items():
@@ -355,8 +424,7 @@ class Flow:
     def _send(self, ask: Ask, address: str, now: float) -> Dispatch:
         key = self._where.pop(ask.id)
         queue = self._queues[key]
-        waited = now - queue.waiting[ask.id].since
-        self._drop(key, ask.id)
+        waited = now - self._drop(key, ask.id).since
         queue.drained.add(now)
         load = self._loads[address]
         load.take(ask.prompt_tokens, ask.prompt_tokens + ask.output_tokens, now)
@@ -364,11 +432,13 @@ class Flow:
         self._busy[ask.model, ask.qos_class] += 1
         return Dispatch(ask, address, load.lane, waited)
 
-    def _drop(self, key: tuple[ModelKey, str], request: int) -> None:
-        self.bytes -= self._queues[key].waiting.pop(request).ask.size
+    def _drop(self, key: tuple[ModelKey, str], request: int) -> _Waiting:
+        dropped = self._queues[key].pop(request)
+        self.bytes -= dropped.ask.size
+        return dropped
 
     def _refuse(self, status: int, reason: Reason, queue: _Queue, now: float, ask: Ask) -> Refused:
-        waiting, rate = len(queue.waiting), queue.drained.value(now)
+        waiting, rate = len(queue), queue.drained.value(now)
         most, wait = self._bounds(ask.qos_class)
         estimate = waiting / rate if rate > 0 else wait
         after = min(_RETRY_AFTER_MAX_S, max(1, math.ceil(estimate)))

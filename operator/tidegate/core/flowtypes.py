@@ -9,7 +9,10 @@ ModelKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A replica that can serve: where, for whom, and how much at once. `lane` is its class."""
+    """A replica that can serve: where, for whom, and how much at once. `lane` is its class.
+
+    `lent`: its GPUs may be asked back, and what it has begun to answer dies with it.
+    """
 
     address: str
     model: ModelKey
@@ -17,6 +20,7 @@ class Endpoint:
     slots: int
     ready: bool = True
     draining: bool = False
+    lent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,10 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A classified request. `size` is what the picker holds of it, in bytes."""
+    """A classified request. `size` is what the picker holds of it, in bytes.
+
+    `streamed`: its answer goes out as it is made, so that it cannot be asked for again.
+    """
 
     id: int
     model: ModelKey
@@ -54,6 +61,7 @@ class Ask:
     prompt_tokens: int
     output_tokens: int
     size: int = 0
+    streamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

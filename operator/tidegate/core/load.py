@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tidegate.core.flowtypes import Endpoint
+
 _PREFILL_TOKENS_PER_S: Final = 8000.0
 """An 8B model on an A100 prefills 512 tokens in 57 ms (docs/concepts/request-path.md, Sources)."""
 
@@ -70,6 +72,7 @@ class Load:
         "gone",
         "kv_tokens",
         "lane",
+        "lent",
         "model",
         "ready",
         "requests",
@@ -82,17 +85,18 @@ class Load:
         self.model: tuple[str, str] = ("", "")
         self.lane = ""
         self.slots = 0
-        self.ready = self.draining = self.gone = False
+        self.ready = self.draining = self.gone = self.lent = False
         self.requests = self.tokens = self.foreign = self.foreign_tokens = 0
         self.kv_tokens: int | None = None
         self._report: EngineReport | None = None
         self._known_since = now
         self._backlog, self._backlog_at = 0.0, now
 
-    def become(self, model: tuple[str, str], lane: str, slots: int, ready: bool, draining: bool) -> None:
+    def become(self, facts: Endpoint) -> None:
         """Take the endpoint's facts as they are now."""
-        self.model, self.lane, self.slots = model, lane, slots
-        self.ready, self.draining, self.gone = ready, draining, False
+        self.model, self.lane, self.slots = facts.model, facts.lane, facts.slots
+        self.ready, self.draining, self.lent = facts.ready, facts.draining, facts.lent
+        self.gone = False
 
     def leave(self) -> None:
         """The endpoint is gone; only what is in flight keeps this."""
@@ -151,6 +155,7 @@ class Load:
             "lane": self.lane,
             "ready": self.ready,
             "draining": self.draining,
+            "lent": self.lent,
             "slots": self.slots,
             "requests": self.requests,
             "foreign_requests": self.foreign,

@@ -15,19 +15,26 @@ class NoRoom(StrEnum):
     NO_ENDPOINT = "NoEndpoint"
     NOT_READY = "NotReady"
     DRAINING = "Draining"
+    MAY_BE_TAKEN = "MayBeTaken"
     NO_SLOT = "NoSlot"
     NO_KV = "NoKV"
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a request asks of an endpoint. `urgent` is one whose first token is waited for."""
+    """What a request asks of an endpoint. `urgent` is one whose first token is waited for.
+
+    `not_lent`: only an endpoint will do whose GPUs are not asked back. `only_lent`: the others are
+    waited for by a request that comes before this one.
+    """
 
     qos_class: str
     rank: int
     prompt_tokens: int
     output_tokens: int
     urgent: bool = False
+    not_lent: bool = False
+    only_lent: bool = False
 
     @property
     def tokens(self) -> int:
@@ -55,6 +62,7 @@ class Candidate:
     keep_tokens: int = 0
     ready: bool = True
     draining: bool = False
+    lent: bool = False
 
 
 Filter = Callable[[Need, Candidate], bool]
@@ -67,8 +75,13 @@ def is_ready(_need: Need, at: Candidate) -> bool:
 
 
 def is_staying(_need: Need, at: Candidate) -> bool:
-    """It is not being deleted."""
+    """It is not being deleted, nor drained."""
     return not at.draining
+
+
+def may_stand(need: Need, at: Candidate) -> bool:
+    """Its GPUs are not asked back where that would cost the request its answer."""
+    return at.lent if need.only_lent else not (need.not_lent and at.lent)
 
 
 def has_slot(_need: Need, at: Candidate) -> bool:
@@ -95,6 +108,7 @@ def has_kv(need: Need, at: Candidate) -> bool:
 FILTERS: tuple[tuple[NoRoom, Filter], ...] = (
     (NoRoom.NOT_READY, is_ready),
     (NoRoom.DRAINING, is_staying),
+    (NoRoom.MAY_BE_TAKEN, may_stand),
     (NoRoom.NO_SLOT, has_slot),
     (NoRoom.NO_KV, has_kv),
 )

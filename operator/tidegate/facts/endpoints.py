@@ -11,6 +11,7 @@ from typing import Any, Final
 from tidegate.api import names
 from tidegate.api.modeldeployment import ModelDeployment
 from tidegate.core.flow import Endpoint, Model, ModelKey
+from tidegate.core.quota import Ground
 from tidegate.core.types import QoSClass
 from tidegate.facts.lanes import served
 from tidegate.facts.quantities import condition
@@ -152,13 +153,15 @@ def _endpoint(pod: Raw, deployment: ModelDeployment, key: ModelKey) -> Endpoint 
     if not address or port is None or status.get("phase") in _ENDED:
         return None
     ready = condition(status.get("conditions"), "Ready")
+    notes = meta.get("annotations") or {}
     return Endpoint(
         address=_join(address, port),
         model=key,
         lane=(meta.get("labels") or {}).get(names.LABEL_CLASS, ""),
         slots=_slots(meta),
         ready=ready is not None and ready.get("status") == "True",
-        draining=bool(meta.get("deletionTimestamp")),
+        draining=bool(meta.get("deletionTimestamp")) or names.ANNOTATION_DRAINING in notes,
+        lent=notes.get(names.ANNOTATION_STANDING) == Ground.LENT,
     )
 
 

@@ -12,6 +12,9 @@ from prometheus_client.registry import Collector
 
 from tidegate.core.flow import Ask, Flow, ModelKey
 
+ENDPOINT_INFLIGHT = "tidegate_endpoint_inflight_requests"
+"""Read by the controller, which deletes a draining replica once this says 0 of it."""
+
 _LABELS = ("namespace", "model", "qos_class")
 _WAITS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -95,6 +98,14 @@ class _Gauges(Collector):
             (*_LABELS, "lane"),
             running,
         )
+        occupied = GaugeMetricFamily(
+            ENDPOINT_INFLIGHT,
+            "Requests that run at an endpoint, ours and what its engine reports of others.",
+            labels=("namespace", "model", "address", "draining"),
+        )
+        for address, key, draining, count in self._flow.occupied():
+            occupied.add_metric((*key, address, "true" if draining else "false"), count)
+        yield occupied
 
 
 def _gauge(

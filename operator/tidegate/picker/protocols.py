@@ -54,6 +54,8 @@ class Route:
     model: str | None = None
     generates: bool = True
     """Whether the answer is made token by token; embeddings and scores are not."""
+    streams: bool = False
+    """Whether the path alone says that the answer is streamed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Body:
     model: str
     prompt_tokens: int
     output_tokens: int
+    streamed: bool = False
+    """Whether the answer goes out as it is made: once begun, it cannot be asked for again."""
 
 
 class BadRequestError(ValueError):
@@ -95,7 +99,7 @@ def _kserve_route(method: str, path: str) -> Route:
         case "GET", ["models", name, "ready"] | ["models", name, "versions", _, "ready"]:
             return Route(KSERVE, Wants.MODEL_READY, unquote(name))
         case "POST", ["models", name, verb] | ["models", name, "versions", _, verb] if verb in KSERVE_VERBS:
-            return Route(KSERVE, Wants.INFERENCE, unquote(name))
+            return Route(KSERVE, Wants.INFERENCE, unquote(name), streams=verb == "generate_stream")
     return Route(KSERVE, Wants.NOTHING_WE_HAVE)
 
 
@@ -123,11 +127,12 @@ def read_body(way: Route, body: bytes, json_length: int | None = None) -> Body:
         )
         text = parsed.get("text_input")
         size = _size(text) if text is not None else len(body)
-        return Body(way.model or "", _tokens(size), _count(most, DEFAULT_OUTPUT_TOKENS))
+        return Body(way.model or "", _tokens(size), _count(most, DEFAULT_OUTPUT_TOKENS), way.streams)
     model = parsed.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequestError("model must be a string that names a served model", param="model")
-    return Body(model, _openai_prompt(parsed), _openai_output(parsed) if way.generates else 0)
+    output = _openai_output(parsed) if way.generates else 0
+    return Body(model, _openai_prompt(parsed), output, bool(parsed.get("stream")))
 
 
 def _openai_prompt(body: dict[str, Any]) -> int:

@@ -167,7 +167,13 @@ class Service:
         model = request.model = self._find(exchange, body.model)
         qos = await self._classify(request, model)
         ask = Ask(
-            request.number, model.key, qos.name, body.prompt_tokens, body.output_tokens, exchange.received
+            id=request.number,
+            model=model.key,
+            qos_class=qos.name,
+            prompt_tokens=body.prompt_tokens,
+            output_tokens=body.output_tokens,
+            size=exchange.received,
+            streamed=body.streamed,
         )
         verdict = await self._wait(request, ask, read)
         if verdict is None:
