@@ -36,7 +36,7 @@ def load(
         raise typer.BadParameter(str(error), param_hint="SCENARIO") from error
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(b"".join(orjson.dumps(r.as_row()) + b"\n" for r in state.records))
+        out.write_bytes(b"".join(orjson.dumps(r) + b"\n" for r in state.records))
     result = {"classes": summarise(state.records, plan.seconds), "lag_ms": runner.lag_ms(state.lags_s)}
     typer.echo(orjson.dumps(result, option=orjson.OPT_INDENT_2).decode())
 

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 ANSWERED, REFUSED, LOST = "answered", "refused", "lost"
 
@@ -28,19 +27,15 @@ class Record:
     outcome: str = LOST
     status: int = 0
     detail: str = ""
-    token_times_s: list[float] = field(default_factory=list)
-    """When output tokens arrived; a response that is not streamed has them all at its end."""
+    tokens: int = 0
+    """Output tokens that arrived; a response that is not streamed has them all at its end."""
+    tokens_in_window: int = 0
+    """Those of them that arrived before the run's end."""
 
     @property
     def ttft_s(self) -> float:
         """Time to first token; infinite when none came."""
         return math.inf if self.first_token_s is None else self.first_token_s - self.scheduled_s
-
-    def as_row(self) -> dict[str, Any]:
-        """The record without its token times, for a file."""
-        row = asdict(self)
-        row["tokens_received"] = len(row.pop("token_times_s"))
-        return row
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -51,9 +46,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def summarise(
-    records: Iterable[Record], window_s: float, since_s: float = 0.0
-) -> dict[str, dict[str, float]]:
+def summarise(records: Iterable[Record], window_s: float) -> dict[str, dict[str, float]]:
     """Per class: TTFT, counts, and output tokens a second that arrived inside the window.
 
     Refused and lost requests stay in the percentiles, as infinite, when they were streamed; a
@@ -62,17 +55,16 @@ def summarise(
     by_class: dict[str, list[Record]] = {}
     for record in records:
         by_class.setdefault(record.qos_class, []).append(record)
-    return {name: _figures(found, since_s, window_s) for name, found in sorted(by_class.items())}
+    return {name: _figures(found, window_s) for name, found in sorted(by_class.items())}
 
 
-def _figures(records: Sequence[Record], since_s: float, window_s: float) -> dict[str, float]:
+def _figures(records: Sequence[Record], window_s: float) -> dict[str, float]:
     ttft = [r.ttft_s for r in records]
-    tokens = sum(1 for r in records for t in r.token_times_s if since_s <= t < since_s + window_s)
     counts = {o: sum(r.outcome == o for r in records) for o in (ANSWERED, REFUSED, LOST)}
     return {
         "ttft_p50_s": percentile(ttft, 0.50),
         "ttft_p99_s": percentile(ttft, 0.99),
         "requests_sent": len(records),
         **counts,
-        "tokens_per_s": tokens / window_s,
+        "tokens_per_s": sum(r.tokens_in_window for r in records) / window_s,
     }

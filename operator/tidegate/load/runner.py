@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,17 +22,33 @@ _FILLER = "the tide turns and the gate holds while every boat finds room in the 
 
 @dataclass(slots=True)
 class Run:
-    """A run under way. `records` has every request sent so far, `lags_s` how late each was sent."""
+    """A run under way.
+
+    `records` has every request sent so far, `lags_s` how late each was sent, `tokens` the output
+    tokens that arrived, by class and second.
+    """
 
     started: float
+    window_s: float
     records: list[Record] = field(default_factory=list)
     lags_s: list[float] = field(default_factory=list)
     outstanding: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, Counter[int]] = field(default_factory=dict)
 
     @property
     def now_s(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self.started
+
+    def receive(self, record: Record, tokens: int) -> None:
+        """Note output tokens of a request that arrive now."""
+        now = self.now_s
+        if record.first_token_s is None:
+            record.first_token_s = now
+        record.tokens += tokens
+        if now < self.window_s:
+            record.tokens_in_window += tokens
+        self.tokens.setdefault(record.qos_class, Counter())[int(now)] += tokens
 
 
 async def run(
@@ -44,7 +61,7 @@ async def run(
     """
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
     async with aiohttp.ClientSession(gateway, connector=connector, read_bufsize=2**18) as session:
-        state = Run(started=time.monotonic())
+        state = Run(started=time.monotonic(), window_s=scenario.seconds)
         ticker = asyncio.create_task(_tick(state, observe)) if observe else None
         streams = [
             asyncio.create_task(_stream(s, scenario, session, state, drain_s)) for s in scenario.streams
@@ -146,16 +163,12 @@ async def _receive(response: aiohttp.ClientResponse, stream: Stream, record: Rec
             if event == b"[DONE]":
                 finished = True
             elif _carries_token(event):
-                now = state.now_s
-                if record.first_token_s is None:
-                    record.first_token_s = now
-                record.token_times_s.append(now)
+                state.receive(record, 1)
         record.outcome = ANSWERED if finished else LOST
         record.detail = "" if finished else "stream ended without [DONE]"
     else:
         body = orjson.loads(await response.read())
-        record.first_token_s = state.now_s
-        record.token_times_s = [state.now_s] * int(body["usage"]["completion_tokens"])
+        state.receive(record, int(body["usage"]["completion_tokens"]))
         record.outcome = ANSWERED
 
 
@@ -210,15 +223,15 @@ def recent(state: Run, window_s: float = 10.0) -> dict[str, Any]:
     classes: dict[str, dict[str, Any]] = {}
     for name in state.outstanding:
         mine = [r for r in state.records if r.qos_class == name]
+        tokens = state.tokens.get(name, Counter())
         ttft = [r.ttft_s for r in mine if r.first_token_s is not None and r.first_token_s >= since]
         ended = [r for r in mine if r.end_s is not None]
-        live = [r for r in mine if r.end_s is None or r.end_s >= since]
         classes[name] = {
             "sent_per_s": sum(r.sent_s >= since for r in mine) / span,
             "outstanding": state.outstanding[name],
             "ttft_p50_s": percentile(ttft, 0.50),
             "ttft_p99_s": percentile(ttft, 0.99),
-            "tokens_per_s": sum(t >= since for r in live for t in r.token_times_s) / span,
+            "tokens_per_s": sum(tokens[second] for second in range(int(since), int(now))) / span,
             **{o: sum(r.outcome == o for r in ended) for o in (ANSWERED, REFUSED, LOST)},
         }
     return {"t": round(now, 1), "classes": classes, "lag_ms": lag_ms(state.lags_s)}

@@ -57,9 +57,12 @@ def warp(arrivals: Sequence[float], phases: Sequence[Phase]) -> Iterator[float]:
 
     The trace's clock is scaled to one arrival per unit of work, and the phases' rates are
     integrated to tell when that much work is due: bursts and gaps stay in the order and shape that
-    they had. Yields seconds from the start; the trace is repeated when the phases outlast it.
+    they had. What is scaled is as much of the trace as the phases need, so that the mean is theirs
+    also where the trace starts with a burst; it is repeated when they outlast it. Yields seconds
+    from the start.
     """
-    gaps = [max(0.0, b - a) for a, b in pairwise(arrivals)]
+    needed = round(sum(phase.seconds * phase.per_second for phase in phases))
+    gaps = [max(0.0, b - a) for a, b in pairwise(arrivals[: needed + 1])]
     total = sum(gaps)
     if total <= 0:
         raise ScenarioError("lengths: an open loop needs arrival_s to grow from row to row")
