@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from support.chat import Caller, eventually
+from support.chat import Caller
+from support.wait import eventually
 from tidegate.adapters.kube import Kube, kinds
 from tidegate.load import runner
 from tidegate.load.results import ANSWERED, Record

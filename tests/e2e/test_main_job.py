@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from support.chat import Caller, body, eventually
+from support.chat import Caller, body
+from support.wait import eventually
 from tidegate.adapters.kube import Kube, kinds
 from tidegate.local.cluster import LocalCluster
 

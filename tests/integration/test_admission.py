@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from builders import mdep
+from support.builders import mdep
 from tidegate.adapters.kube import ApiError, Kube, kinds
 
 MakeNamespace = Callable[..., Awaitable[str]]

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from controller_stage import Object, Process, Stage, eventually
+from support.stage import Object, Process, Stage
+from support.wait import eventually
 from tidegate.adapters.kube import ApiError, Kube
 from tidegate.adapters.kube import kinds as k
 from tidegate.api import names
@@ -203,7 +204,7 @@ async def test_deletion_leaves_nothing_and_finalizers_hold_what_is_used(stage: S
         taints = (await kube.get(k.NODE, stage.nodes[0]))["spec"].get("taints", [])
         return all(t["key"] != names.TAINT_POOL for t in taints)
 
-    await eventually(nothing_left, timeout_s=60)
+    await eventually(nothing_left)
 
 
 async def test_the_pools_taint_follows_the_pool(stage: Stage, kube: Kube) -> None:

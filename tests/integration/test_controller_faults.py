@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from controller_stage import Process, Stage, eventually
+from support.stage import Process, Stage
+from support.wait import eventually
 from tidegate.adapters.kube import Kube
 from tidegate.adapters.kube import kinds as k
 from tidegate.api import names
@@ -128,15 +129,15 @@ async def test_the_api_server_restarted_under_it(
     await stage.model()
     await eventually(lambda: stage.deployment(stage.low))
     await asyncio.to_thread(control_plane.restart, "kube-apiserver")
-    await eventually(lambda: stage.model("second"), timeout_s=60)  # its admission takes a moment
-    await eventually(lambda: stage.deployment(stage.high, "second"), timeout_s=60)
+    await eventually(lambda: stage.model("second"))  # its admission takes a moment
+    await eventually(lambda: stage.deployment(stage.high, "second"))
     lane = names.lane_name("llama", stage.high)
     await kube.merge(k.DEPLOYMENT, lane, {"spec": {"replicas": 9}}, stage.namespace)
 
     async def repaired() -> bool:
         return bool((await stage.deployment(stage.high))["spec"]["replicas"] == 1)
 
-    await eventually(repaired, timeout_s=60)
+    await eventually(repaired)
     assert process.ask("/healthz").status_code == 200
 
 

@@ -1,6 +1,7 @@
 """kopf rings when something changes, and is started again when it dies."""
 
 import asyncio
+import logging
 import uuid
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tidegate.local.cluster import LocalCluster
 
 
 async def test_an_event_rings_and_leaves_no_trace_on_the_object(
-    control_plane: LocalCluster, kube: Kube
+    control_plane: LocalCluster, kube: Kube, caplog: pytest.LogCaptureFixture
 ) -> None:
     heard: asyncio.Queue[Kind] = asyncio.Queue()
     config = str(control_plane.kubeconfig_for("tidegate-controller"))
@@ -32,6 +33,13 @@ async def test_an_event_rings_and_leaves_no_trace_on_the_object(
         meta = (await kube.get(k.QOS_CLASS, name))["metadata"]
         assert "annotations" not in meta
         assert "finalizers" not in meta
+        await kube.delete(k.QOS_CLASS, name)
+        async with asyncio.timeout(20):
+            while await heard.get() is not k.QOS_CLASS:
+                pass
+        # The API server took the watch as kopf asks for it (its times are whole seconds).
+        assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == []
+        assert "kopf ended" not in caplog.text
     finally:
         await kube.delete(k.QOS_CLASS, name)
         task.cancel()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from builders import dry_run, engine, external, mdep, named, pool, qos, reserve
+from support.builders import dry_run, engine, external, mdep, named, pool, qos, reserve
 from tidegate.adapters.kube import ApiError, Kube, kinds
 from tidegate.api.crd import definitions
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import struct
-import time
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -13,7 +12,9 @@ from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from support.engines import LIMIT_S, EngineProcess, free_port, samples
+from support.engines import LIMIT_S, EngineProcess, samples
+from support.ports import free_port
+from support.wait import eventually
 from tidegate.adapters.triton import readiness
 
 MODEL = 'model="llama",version="1"'
@@ -191,10 +192,11 @@ async def test_statistics_and_metrics_count_what_was_served(client, triton):
 
 async def until(triton: Ports, sample: str, value: float) -> None:
     """Wait until a sample has a value."""
-    deadline = time.monotonic() + LIMIT_S
-    while (found := (await metrics(triton))[sample]) != value:
-        assert time.monotonic() < deadline, f"{sample} is {found} and not {value}"
-        await asyncio.sleep(0.02)
+
+    async def look() -> float:
+        return (await metrics(triton))[sample]
+
+    await eventually(look, until=lambda got: got == value)
 
 
 async def test_priority_one_goes_before_those_who_wait(client, triton):

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from support.engines import LIMIT_S, EngineProcess, free_port, samples
+from support.engines import LIMIT_S, EngineProcess, samples
+from support.ports import free_port
+from support.wait import eventually
 from tidegate.local.engines.common import count_tokens, draw_output
 from tidegate.sim.drive import Arrival, drive
 from tidegate.sim.types import EngineConfig, Policy, Request
@@ -67,16 +69,14 @@ async def metrics(client) -> dict[str, float]:
     return samples(answer.text)
 
 
-async def until(client, wanted: dict[str, float], timeout_s: float = LIMIT_S) -> None:
+async def until(client, wanted: dict[str, float]) -> None:
     """Wait until gauges have the wanted values."""
-    deadline = time.monotonic() + timeout_s
-    while True:
+
+    async def look() -> dict[str, float]:
         found = await metrics(client)
-        got = {name: found[f"vllm:{name}{{{LABELS}}}"] for name in wanted}
-        if got == wanted:
-            return
-        assert time.monotonic() < deadline, f"wanted {wanted}, got {got}"
-        await asyncio.sleep(0.02)
+        return {name: found[f"vllm:{name}{{{LABELS}}}"] for name in wanted}
+
+    await eventually(look, until=lambda got: got == wanted)
 
 
 async def test_models_lists_every_served_name(client):

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from support.wait import becomes
 from tidegate.adapters.kube import ApiError, Kube, Reflector, kinds
 from tidegate.local.cluster import LocalCluster
 
@@ -15,12 +16,6 @@ Obj = dict[str, Any]
 
 def config_map(name: str, namespace: str, **data: str) -> Obj:
     return {"metadata": {"name": name, "namespace": namespace, "labels": {"t": "client"}}, "data": data}
-
-
-async def eventually(what: Callable[[], bool], seconds: float = 20) -> None:
-    async with asyncio.timeout(seconds):
-        while not what():  # noqa: ASYNC110  what is waited for is anybody's
-            await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager
@@ -113,7 +108,7 @@ async def test_large_objects_pass_through_a_watch(kube: Kube, namespace: str) ->
     async with running(Reflector(kube, kinds.CONFIG_MAP, namespace=namespace)) as copy:
         await copy.synced.wait()
         await kube.create(kinds.CONFIG_MAP, config_map("big", namespace, x="y" * 900_000))
-        await eventually(lambda: (namespace, "big") in copy.objects)
+        await becomes(lambda: (namespace, "big") in copy.objects, "the copy")
         assert len(copy.objects[namespace, "big"]["data"]["x"]) == 900_000
 
 
@@ -192,24 +187,24 @@ async def test_a_reflector_follows_and_hears_what_it_missed(kube: Kube, namespac
         for name in ("stays", "changes", "goes"):
             await kube.create(kinds.CONFIG_MAP, config_map(name, namespace, x="1"))
         async with running(reflector):
-            await eventually(lambda: len(reflector.objects) == 3)
+            await becomes(lambda: len(reflector.objects) == 3, "the copy")
             assert reflector.connected
             await kube.create(kinds.CONFIG_MAP, config_map("early", namespace))
-            await eventually(lambda: ("ADDED", "early") in heard)
+            await becomes(lambda: ("ADDED", "early") in heard, "the event")
             await proxy.close()
-            await eventually(lambda: not reflector.connected)
+            await becomes(lambda: not reflector.connected, "the loss")
             assert len(reflector.objects) == 4, "the last copy is kept"
             heard.clear()
             await kube.merge(kinds.CONFIG_MAP, "changes", {"data": {"x": "2"}}, namespace)
             await kube.delete(kinds.CONFIG_MAP, "goes", namespace)
             await kube.create(kinds.CONFIG_MAP, config_map("new", namespace))
             await proxy.open()
-            await eventually(lambda: len(heard) == 3)
+            await becomes(lambda: len(heard) == 3, "the event")
             assert sorted(heard) == [("ADDED", "new"), ("DELETED", "goes"), ("MODIFIED", "changes")]
             assert {name for _, name in reflector.objects} == {"stays", "changes", "early", "new"}
             assert reflector.connected
             await kube.delete(kinds.CONFIG_MAP, "stays", namespace)
-            await eventually(lambda: ("DELETED", "stays") in heard)
+            await becomes(lambda: ("DELETED", "stays") in heard, "the event")
 
 
 async def test_one_made_again_between_two_listings_is_another(kube: Kube, namespace: str) -> None:
@@ -224,14 +219,14 @@ async def test_one_made_again_between_two_listings_is_another(kube: Kube, namesp
             on_change=lambda event, obj: heard.append((event, obj["metadata"]["uid"])),
         )
         async with running(reflector):
-            await eventually(lambda: len(heard) == 1)
+            await becomes(lambda: len(heard) == 1, "the event")
             await proxy.close()
-            await eventually(lambda: not reflector.connected)
+            await becomes(lambda: not reflector.connected, "the loss")
             heard.clear()
             await kube.delete(kinds.CONFIG_MAP, "a", namespace)
             second = await kube.create(kinds.CONFIG_MAP, config_map("a", namespace))
             await proxy.open()
-            await eventually(lambda: len(heard) == 2)
+            await becomes(lambda: len(heard) == 2, "the event")
     assert heard == [("DELETED", first["metadata"]["uid"]), ("ADDED", second["metadata"]["uid"])]
 
 
@@ -241,11 +236,11 @@ async def test_a_restart_of_the_server_is_lived_through_and_old_versions_expire(
     reflector = Reflector(kube, kinds.CONFIG_MAP, namespace=namespace, labels="t=client")
     await kube.create(kinds.CONFIG_MAP, config_map("a", namespace))
     async with running(reflector):
-        await eventually(lambda: (namespace, "a") in reflector.objects)
+        await becomes(lambda: (namespace, "a") in reflector.objects, "the copy")
         await asyncio.to_thread(control_plane.restart, "kube-apiserver")
         await kube.delete(kinds.CONFIG_MAP, "a", namespace)
         await kube.create(kinds.CONFIG_MAP, config_map("b", namespace))
-        await eventually(lambda: set(reflector.objects) == {(namespace, "b")}, seconds=40)
+        await becomes(lambda: set(reflector.objects) == {(namespace, "b")}, "the copy")
     async with asyncio.timeout(20):
         with pytest.raises(ApiError) as expired:
             await anext(kube.watch(kinds.CONFIG_MAP, namespace, since="1"))

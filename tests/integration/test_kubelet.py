@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from support.wait import PATIENCE_S, eventually
 from tidegate.adapters.kube import ApiError, Kube, kinds
 from tidegate.local.cluster import NODES, LocalCluster
 from tidegate.local.kubelet.clock import rfc3339
@@ -53,37 +54,24 @@ async def create(kube: Kube, namespace: str, name: str, *containers: Object, **s
 
 
 async def until(
-    kube: Kube, namespace: str, name: str, good: Callable[[Object], Any], within_s: float = 20
+    kube: Kube, namespace: str, name: str, good: Callable[[Object], Any], within_s: float = PATIENCE_S
 ) -> Object:
-    """Wait until a pod's status is as wanted; fails with the status last seen."""
-    deadline = time.monotonic() + within_s
-    while True:
-        try:
-            pod = await kube.get(kinds.POD, name, namespace)
-            status = pod["status"]
-            if good(status):
-                return pod
-        except ApiError as error:
-            if error.status != 0 and error.status < 500 and error.status not in {401, 429}:
-                raise
-            status = {"error": str(error)}
-        except (KeyError, IndexError):
-            pass
-        assert time.monotonic() < deadline, f"{name} is still {status}"
-        await asyncio.sleep(0.05)
+    """Wait until a pod's status is as wanted; fails with what was seen last."""
+    return await eventually(
+        lambda: kube.get(kinds.POD, name, namespace), until=lambda p: good(p["status"]), within_s=within_s
+    )
 
 
-async def gone(kube: Kube, namespace: str, name: str, within_s: float = 20) -> None:
-    deadline = time.monotonic() + within_s
-    while True:
+async def gone(kube: Kube, namespace: str, name: str, within_s: float = PATIENCE_S) -> None:
+    async def look() -> Object:
         try:
-            pod = await kube.get(kinds.POD, name, namespace)
+            return (await kube.get(kinds.POD, name, namespace))["status"]
         except ApiError as error:
             if error.status == 404:
-                return
+                return {}
             raise
-        assert time.monotonic() < deadline, f"{name} is still there: {pod['status']}"
-        await asyncio.sleep(0.05)
+
+    await eventually(look, until=lambda status: not status, within_s=within_s)
 
 
 async def holds(look: Callable[[], bool], within_s: float) -> None:
@@ -515,7 +503,7 @@ async def test_pods_outlive_the_api_server_and_their_status_catches_up(
     os.kill(control_plane.pid("kube-apiserver"), signal.SIGKILL)
     await asyncio.sleep(0.5)
     await asyncio.to_thread(control_plane.wait_ready, "kube-apiserver")
-    pod = await until(kube, namespace, "ends", lambda s: s["phase"] == "Failed", within_s=30)
+    pod = await until(kube, namespace, "ends", lambda s: s["phase"] == "Failed")
     ended = terminated(pod["status"])
     assert ended is not None
     assert ended["exitCode"] == 7
@@ -540,7 +528,7 @@ async def test_a_killed_kubelet_takes_its_processes_along_and_starts_them_again(
     await seen(leaves)
     await kube.delete(kinds.POD, "leaves", namespace)
     os.kill(control_plane.pid("kubelet"), signal.SIGKILL)
-    pod = await until(kube, namespace, "stays", restarted(1), within_s=30)
+    pod = await until(kube, namespace, "stays", restarted(1))
     last = pod["status"]["containerStatuses"][0]["lastState"]["terminated"]
     assert (last["exitCode"], "kubelet" in last["message"]) == (137, True)
     assert pod["status"]["podIP"] == address
@@ -562,4 +550,4 @@ async def test_a_kubelet_that_is_asked_to_stop_leaves_nothing_behind(
     await holds(lambda: not is_there(pid), within_s=8)
     assert not set(before) & set(alive(nap) + alive(child))
     await asyncio.to_thread(control_plane.wait_ready, "kubelet")
-    await until(kube, namespace, "stays", restarted(1), within_s=30)
+    await until(kube, namespace, "stays", restarted(1))

@@ -6,13 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from support.wait import wait_for
 from tidegate.local.cluster import CONTROL_PLANE, ClusterError, LocalCluster
 from tidegate.local.process import Identity, alive
 
@@ -48,13 +47,6 @@ def running(directory: Path) -> list[str]:
         if entry.name.isdigit() and str(directory) in command and int(entry.name) != os.getpid():
             found.append(command.replace("\0", " ")[:120])
     return found
-
-
-def wait_for(condition: Callable[[], Any], what: str, limit_s: float = 60) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {limit_s} s for {what}"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -167,10 +159,10 @@ def test_whoever_is_killed_nothing_is_left_and_the_data_is(directory: Path, vict
     assert all(alive(process) for process in processes)
 
     os.kill(parent.pid if victim == "parent" else state[victim]["pid"], signal.SIGKILL)
-    wait_for(lambda: not any(alive(process) for process in processes), "the end of all components", 10)
+    wait_for(lambda: not any(alive(process) for process in processes), "the end of all components")
     parent.kill()
     parent.wait()
-    wait_for(lambda: running(directory) == [], "the end of everything", 10)
+    wait_for(lambda: running(directory) == [], "the end of everything")
 
     # What the crash left in the state file must mislead nobody: pids may belong to others by now.
     assert not cluster.is_running()

@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from support.wait import wait_for
 from tidegate.local.process import Identity, alive, identity
 
 # A supervisor whose grandchild has a session of its own and no parent-death signal, and ignores SIGTERM.
@@ -28,13 +28,6 @@ guard = subprocess.Popen([sys.executable, "-m", "tidegate.local.guard", "--paren
 print(guard.pid, flush=True)
 guard.wait()
 """
-
-
-def wait_for(condition: object, what: str, limit_s: float = 20) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, f"waited {limit_s} s for {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from support.chat import Caller, eventually
+from support.chat import Caller
 from support.fake_engine import FakeEngine
 from support.gateway import EnvoyProcess, PickerProcess
+from support.wait import eventually
 from tidegate.adapters.kube import Kube, kinds
 from tidegate.local import binaries
 from tidegate.local.cluster import LocalCluster

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import httpx
 from report import Row, record, row
 
-from support.gateway import free_ports
+from support.ports import free_ports
 from tidegate.local import binaries
 from tidegate.render.envoy import DESTINATION_HEADER, bootstrap
 

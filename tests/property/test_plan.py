@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plan_world import CLASSES, POLICY, World, lane, load, model
+from support.plan_world import CLASSES, POLICY, World, lane, load, model
 from tidegate.core import reasons
 from tidegate.core.plan import plan
 from tidegate.core.plan.types import Memory, Snapshot

@@ -1,14 +1,10 @@
-"""A client of the gateway, and waiting for what takes a moment."""
+"""A client of the gateway."""
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
-
-Seen = TypeVar("Seen")
 
 
 def body(model: str, *, tokens: int = 8, prompt: str = "Hello there", stream: bool = False) -> dict[str, Any]:
@@ -46,16 +42,3 @@ class Caller:
         ) as r:
             assert r.status_code == 200, await r.aread()
             yield (line[6:] async for line in r.aiter_lines() if line.startswith("data: "))
-
-
-async def eventually(
-    look: Callable[[], Awaitable[Seen]], *, until: Callable[[Seen], bool] = bool, within_s: float = 30
-) -> Seen:
-    """Look again and again until it is so; fails with what was seen last."""
-    deadline = time.monotonic() + within_s
-    while True:
-        seen = await look()
-        if until(seen):
-            return seen
-        assert time.monotonic() < deadline, f"still so after {within_s:.0f} s: {seen!r}"
-        await asyncio.sleep(0.2)

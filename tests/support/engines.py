@@ -3,24 +3,16 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import TracebackType
 
 import httpx
 
-LIMIT_S = 60.0
-"""Longer than anything takes even on a machine that is busy with other things."""
+from support.wait import PATIENCE_S, wait_for
 
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+LIMIT_S = PATIENCE_S
 
 
 class EngineProcess:
@@ -50,26 +42,20 @@ class EngineProcess:
 
     def wait_for(self, url: str, timeout_s: float = LIMIT_S) -> None:
         """Wait until a GET answers 200."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise AssertionError(
-                    f"the engine ended with {self.process.returncode}:\n{self.log.read_text()}"
-                )
+
+        def answers() -> bool:
+            code = self.process.poll()
+            assert code is None, f"the engine ended with {code}:\n{self.log.read_text()}"
             try:
-                if httpx.get(url, timeout=5.0).status_code == 200:
-                    return
+                return httpx.get(url, timeout=5.0).status_code == 200
             except httpx.TransportError:
-                pass
-            time.sleep(0.02)
-        raise AssertionError(f"{url} does not answer:\n{self.log.read_text()}")
+                return False
+
+        wait_for(answers, f"{url} to answer", timeout_s)
 
     def wait_for_log(self, text: str, timeout_s: float = LIMIT_S) -> None:
         """Wait until the engine has logged a text."""
-        deadline = time.monotonic() + timeout_s
-        while text not in self.log.read_text():
-            assert time.monotonic() < deadline, f"{text!r} was not logged:\n{self.log.read_text()}"
-            time.sleep(0.02)
+        wait_for(lambda: text in self.log.read_text(), f"{text!r} in {self.log}", timeout_s)
 
     def terminate(self) -> None:
         """SIGTERM."""

@@ -3,30 +3,19 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from support.ports import free_ports
+from support.wait import PATIENCE_S, wait_for
 from tidegate.local import binaries
 from tidegate.render.envoy import bootstrap
-
-_PATIENCE_S = 30.0
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
 
 
 @dataclass
@@ -57,12 +46,12 @@ class PickerProcess:
         return self
 
     def _wait(self) -> None:
-        assert self.process is not None
-        deadline = time.monotonic() + _PATIENCE_S
-        while not _ok(f"{self.url}/readyz"):
+        def ready() -> bool:
+            assert self.process is not None
             assert self.process.poll() is None, f"the picker ended: {self.log}"
-            assert time.monotonic() < deadline, f"the picker is not ready: {self.log}"
-            time.sleep(0.05)
+            return _ok(f"{self.url}/readyz")
+
+        wait_for(ready, "the picker")
 
     def kill(self) -> None:
         assert self.process is not None
@@ -73,7 +62,7 @@ class PickerProcess:
         """SIGTERM; returns the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=_PATIENCE_S)
+        return self.process.wait(timeout=PATIENCE_S)
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -117,11 +106,13 @@ class EnvoyProcess:
         command += ["--concurrency", "1", "--log-level", "error"]
         with (self.folder / "envoy.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + _PATIENCE_S
-        while not _ok(f"http://127.0.0.1:{self.ports[1]}/ready"):
-            assert self.process.poll() is None, (self.folder / "envoy.log").read_text()
-            assert time.monotonic() < deadline, "Envoy is not ready"
-            time.sleep(0.05)
+        process = self.process
+
+        def ready() -> bool:
+            assert process.poll() is None, (self.folder / "envoy.log").read_text()
+            return _ok(f"http://127.0.0.1:{self.ports[1]}/ready")
+
+        wait_for(ready, "Envoy")
         return self
 
     def stop(self) -> None:

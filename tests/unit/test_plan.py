@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from plan_world import BACKLOG, CLASSES, POLICY, QUIET, bound, lane, load, model, pool
+from support.plan_world import BACKLOG, CLASSES, POLICY, QUIET, bound, lane, load, model, pool
 from tidegate.core import reasons
 from tidegate.core.plan import plan
 from tidegate.core.plan.types import Calm, Demand, LaneKey, Memory, Snapshot, Weight

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from plan_world import BACKLOG, QUIET, World, lane, load, model, pool
+from support.plan_world import BACKLOG, QUIET, World, lane, load, model, pool
 from tidegate.core.plan.types import LaneKey
 
 CHAT = LaneKey("ns", "a", "interactive")

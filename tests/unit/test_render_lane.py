@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from builders import mdep, named, pool, qos
+from support.builders import mdep, named, pool, qos
 from tidegate.api import names
 from tidegate.api.gpupool import GPUPool
 from tidegate.api.modeldeployment import ModelDeployment

@@ -1,19 +1,18 @@
 """A controller process and a stage of objects for tests of it."""
 
-import asyncio
 import signal
-import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tidegate.adapters.kube import ApiError, Kube
+from support.ports import free_port
+from support.wait import PATIENCE_S, eventually
+from tidegate.adapters.kube import Kube
 from tidegate.adapters.kube import kinds as k
 from tidegate.api import names
 from tidegate.local.cluster import LocalCluster
@@ -25,9 +24,7 @@ class Process:
     """`tidegate controller`, to be started, killed and started again."""
 
     def __init__(self, cluster: LocalCluster, log: Path, *args: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.log = log
         self._argv = [
             sys.executable, "-m", "tidegate", "controller", "--port", str(self.port), "--period", "500ms",
@@ -45,7 +42,7 @@ class Process:
             self._process.send_signal(sent)
         return self._process.wait(20)
 
-    def wait_ready(self, timeout_s: float = 40.0) -> None:
+    def wait_ready(self, timeout_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + timeout_s
         answer = ""
         while time.monotonic() < deadline:
@@ -68,21 +65,6 @@ class Process:
         text = self.ask("/metrics").text
         rows = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
         return sum(float(line.rsplit(" ", 1)[1]) for line in rows)
-
-
-async def eventually(what: Callable[[], Awaitable[Any]], *, timeout_s: float = 25.0) -> Any:
-    """Try until it neither raises nor is false; its last failure is the test's."""
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    while True:
-        try:
-            if result := await what():
-                return result
-            failure: Exception = AssertionError(f"still {result!r}")
-        except (AssertionError, ApiError, KeyError, IndexError) as error:
-            failure = error
-        if asyncio.get_running_loop().time() > deadline:
-            raise failure
-        await asyncio.sleep(0.1)
 
 
 class Stage:
