@@ -8,7 +8,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from tidegate.adapters.kube import kinds
-from tidegate.api.names import API_VERSION, LABEL_CLASS, LABEL_POOL, SCHEDULER_NAME
+from tidegate.api.names import ANNOTATION_DEFAULT_CLASS, API_VERSION, LABEL_CLASS, LABEL_POOL, SCHEDULER_NAME
 from tidegate.extender.desk import ASSUME_S, Desk
 from tidegate.extender.gather import Cluster
 from tidegate.extender.metrics import Metrics
@@ -148,6 +148,27 @@ async def test_settings_made_anew_keep_promises(s: Setting) -> None:
     s.cluster.see(kinds.GPU_POOL, "MODIFIED", gpu_pool(2))
     assert list(s.cluster.view("p").assumed) == ["uid-s0"]
     assert (await s.filter(pod("s1", "silver", 4)))["NodeNames"] == []
+
+
+async def test_a_model_without_classes_gives_the_default_class_its_block_size(s: Setting) -> None:
+    spec = {
+        "model": {"name": "m", "uri": "hf://a/m"},
+        "engine": {"type": "vLLM"},
+        "parallelism": {"tensor": 4},
+    }
+    meta = {"name": "m", "namespace": "ns"}
+    model = {"apiVersion": API_VERSION, "kind": "ModelDeployment", "metadata": meta, "spec": spec}
+    s.cluster.see(kinds.MODEL_DEPLOYMENT, "ADDED", model)
+    await s.filter(pod("s0", "silver"), "a")
+    # Until there is a default class, gold's four GPUs may be any four.
+    assert (await s.filter(pod("s1", "silver"), "b"))["NodeNames"] == ["b"]
+    s.cluster.see(kinds.POD, "DELETED", pod("s1", "silver"))
+    gold = qos("gold", 1000, "Never")
+    gold["metadata"]["annotations"] = {ANNOTATION_DEFAULT_CLASS: "true"}
+    s.cluster.see(kinds.QOS_CLASS, "MODIFIED", gold)
+    refused = await s.filter(pod("s2", "silver"), "b")
+    assert refused["NodeNames"] == []
+    assert "class gold has 4 GPUs reserved" in refused["FailedNodes"]["b"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tidegate.api.modeldeployment import ModelDeployment
 from tidegate.api.qosclass import QoSClass
 from tidegate.controller.apply import Outcome
 from tidegate.controller.conditions import Extra, Verdict, changed, conditions
-from tidegate.controller.gather import ClassFacts, Facts, ModelFacts, PoolFacts, Problem, default_class
+from tidegate.controller.gather import ClassFacts, Facts, ModelFacts, PoolFacts, Problem
 from tidegate.controller.pods import LaneView
 from tidegate.controller.status import class_status, differs, model_status, pool_status
 from tidegate.core.plan.types import (
@@ -27,6 +27,7 @@ from tidegate.core.plan.types import (
     Weight,
 )
 from tidegate.core.types import Node, Pool, Reservation
+from tidegate.facts.classes import default_class
 
 Object = dict[str, Any]
 THEN, NOW = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"

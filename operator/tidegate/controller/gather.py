@@ -129,7 +129,7 @@ def gather(
     """
     class_objects = _read_all(world, k.QOS_CLASS, QoSClass)
     pool_objects = _read_all(world, k.GPU_POOL, GPUPool)
-    default = default_class([o for _, o, _ in class_objects if o])
+    default = class_facts.default_class([o for _, o, _ in class_objects if o])
     classes = {o.metadata.name: o for _, o, _ in class_objects if o}
     labels = {n["metadata"]["name"]: n["metadata"].get("labels") or {} for n in world.objects(k.NAMESPACE)}
     enforced = {o.metadata.name: o.spec.mode == "Enforce" for _, o, _ in pool_objects if o}
@@ -161,13 +161,6 @@ def gather(
         incomplete="; ".join(f"{kind}: the API server does not answer" for kind in world.stale),
     )
     return Facts(_classes(class_objects, default, models, pools), pools, models, snapshot)
-
-
-def default_class(classes: Iterable[QoSClass]) -> str | None:
-    """Name of the default class: of several that claim it, the newest (then the last by name)."""
-    claimants = [c for c in classes if c.claims_default and not c.metadata.deletion_timestamp]
-    newest = max(claimants, key=lambda c: (str(c.metadata.creation_timestamp), c.metadata.name), default=None)
-    return newest.metadata.name if newest else None
 
 
 def _read_all(world: World, kind: Any, model: Any) -> list[tuple[Object, Any, Problem | None]]:

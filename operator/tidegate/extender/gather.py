@@ -15,6 +15,7 @@ from tidegate.core.place import View
 from tidegate.core.types import Pod
 from tidegate.core.types import QoSClass as Class
 from tidegate.facts import classes as class_facts
+from tidegate.facts import lanes as lane_facts
 from tidegate.facts import pods as pod_facts
 from tidegate.facts import pools as pool_facts
 
@@ -45,12 +46,13 @@ class Cluster:
         self.pods: dict[str, Raw] = {}
         self.classes: dict[str, Class] = {}
         self.pools: dict[str, GPUPool] = {}
-        self._class_objects: dict[str, Class] = {}
+        self._class_objects: dict[str, QoSClass] = {}
         self._models: dict[str, ModelDeployment] = {}
         self._namespaces: dict[str, dict[str, str]] = {}
         self._nodes: dict[str, Raw] = {}
         self._views: dict[str, View] = {}
         self._minimums: dict[tuple[str, str, str], int] = {}
+        self._default: str | None = None
         self._dirty = True
 
     def reflectors(self, kube: Kube) -> list[Reflector]:
@@ -83,8 +85,8 @@ class Cluster:
         if kind is kinds.NAMESPACE:
             return _swap(self._namespaces, name, None if gone else (meta.get("labels") or {}))
         if kind is kinds.QOS_CLASS:
-            found = None if gone else class_facts.qos_class(QoSClass.from_object(obj))
-            return _swap(self._class_objects, name, found)
+            found = None if gone else QoSClass.from_object(obj)
+            return _swap(self._class_objects, name, found, key=_class_facts)
         if kind is kinds.GPU_POOL:
             return _swap(self.pools, name, None if gone else GPUPool.from_object(obj), key=lambda p: p.spec)
         full = f"{meta.get('namespace', '')}/{name}"
@@ -145,11 +147,12 @@ class Cluster:
 
     def _rebuild(self) -> None:
         self._dirty = False
-        self.classes = dict(self._class_objects)
+        self.classes = {name: class_facts.qos_class(c) for name, c in self._class_objects.items()}
+        self._default = class_facts.default_class(self._class_objects.values())
         self._minimums = {
             (m.metadata.namespace or "default", m.metadata.name, c.qos_class): c.min_replicas
             for m in self._models.values()
-            for c in m.spec.classes
+            for c in lane_facts.entries(m, self._default)
         }
         old, self._views = self._views, {}
         for name, pool in self.pools.items():
@@ -166,8 +169,8 @@ class Cluster:
         asks |= {
             (c.qos_class, m.metadata.namespace or "default", m.gpus_per_replica)
             for m in self._models.values()
-            for c in m.spec.classes
-            if not m.spec.pool_refs or m.spec.pool_refs[0].name == pool
+            for c in lane_facts.entries(m, self._default)
+            if lane_facts.pool_of(m, self.pools)[0] == pool
         }
         fact = pool_facts.pool(self.pools[pool], (), self._namespaces)
         found: defaultdict[str, set[int]] = defaultdict(set)
@@ -184,6 +187,11 @@ def _swap(store: dict[str, T], name: str, new: T | None, key: Callable[[T], Any]
     if new is not None:
         store[name] = new
     return (old is None) != (new is None) or (old is not None and new is not None and key(old) != key(new))
+
+
+def _class_facts(obj: QoSClass) -> object:
+    """What decisions read of a class."""
+    return (obj.spec, obj.claims_default, obj.metadata.deletion_timestamp is None)
 
 
 def _node_facts(raw: Raw) -> object:

@@ -1,5 +1,7 @@
 """QoSClass objects as decisions see them."""
 
+from collections.abc import Iterable
+
 from tidegate.api import qosclass as api
 from tidegate.core.types import Objectives, QoSClass, Reclaim
 
@@ -30,3 +32,15 @@ def qos_class(obj: api.QoSClass) -> QoSClass:
         queue_max_requests=spec.queue.max_requests,
         queue_max_wait_s=spec.queue.max_wait.total_seconds(),
     )
+
+
+def default_class(classes: Iterable[api.QoSClass]) -> str | None:
+    """Name of the default class. Of several that claim it the newest, as with StorageClasses."""
+    claimants = [c for c in classes if c.claims_default and not c.metadata.deletion_timestamp]
+    newest = max(claimants, key=lambda c: (_created(c), c.metadata.name), default=None)
+    return newest.metadata.name if newest else None
+
+
+def _created(obj: api.QoSClass) -> float:
+    stamp = obj.metadata.creation_timestamp
+    return stamp.timestamp() if stamp else 0.0

@@ -38,9 +38,14 @@ def pool_of(obj: api.ModelDeployment, pools: Iterable[str]) -> tuple[str, tuple[
 
 def served(obj: api.ModelDeployment, default_class: str | None) -> tuple[str, ...]:
     """Names of the classes that the model serves, in order; the default class where it lists none."""
-    if obj.spec.classes:
-        return tuple(c.qos_class for c in obj.spec.classes)
-    return (default_class,) if default_class else ()
+    return tuple(c.qos_class for c in entries(obj, default_class))
+
+
+def entries(obj: api.ModelDeployment, default_class: str | None) -> list[api.ClassLane]:
+    """The model's `spec.classes`, or what stands for them: the default class, with nothing set."""
+    if obj.spec.classes or default_class is None:
+        return obj.spec.classes
+    return [api.ClassLane(qos_class=default_class)]
 
 
 def model(
@@ -61,10 +66,9 @@ def model(
     """
     spec = obj.spec
     namespace, name = obj.metadata.namespace or "default", obj.metadata.name
-    listed = spec.classes or [api.ClassLane(qos_class=c) for c in served(obj, default_class)]
     lanes = tuple(
         _lane(obj, entry, workloads.get(LaneKey(namespace, name, entry.qos_class)), classes or {})
-        for entry in listed
+        for entry in entries(obj, default_class)
     )
     to_zero = spec.scaling.scale_to_zero_after
     return Model(

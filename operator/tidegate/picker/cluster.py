@@ -7,9 +7,9 @@ from typing import Any, Final
 from tidegate.adapters.kube import Kube, Reflector, kinds
 from tidegate.api.common import InvalidObject, LabelSelector
 from tidegate.api.modeldeployment import ModelDeployment
-from tidegate.api.names import ANNOTATION_DEFAULT_CLASS, LABEL_MODEL
+from tidegate.api.names import LABEL_MODEL
 from tidegate.api.qosclass import QoSClass
-from tidegate.facts.classes import qos_class
+from tidegate.facts.classes import default_class, qos_class
 from tidegate.facts.endpoints import World, world
 from tidegate.picker.desk import Desk
 
@@ -67,9 +67,6 @@ class Cluster:
 
     def _rebuild(self, deployments: list[ModelDeployment]) -> None:
         objects = self._read(QoSClass, self._classes)
-        # Two defaults: the newest wins, as with StorageClasses.
-        defaults = [c for c in objects if c.metadata.annotations.get(ANNOTATION_DEFAULT_CLASS) == "true"]
-        newest = max(defaults, key=lambda c: (_created(c), c.metadata.name), default=None)
         pods = {
             _uid(p): p
             for r in (self._pods, *(r for r, _ in self._foreign.values()))
@@ -79,7 +76,7 @@ class Cluster:
             deployments,
             pods.values(),
             {c.metadata.name: qos_class(c) for c in objects},
-            newest.metadata.name if newest else None,
+            default_class(objects),
         )
         self._tell(found)
         self._desk.set_world(found)
@@ -143,11 +140,6 @@ def _selector(selector: LabelSelector) -> str:
             }[e.operator]
         )
     return ",".join(parts)
-
-
-def _created(obj: QoSClass) -> float:
-    stamp = obj.metadata.creation_timestamp
-    return stamp.timestamp() if stamp else 0.0
 
 
 def _uid(raw: Raw) -> str:
