@@ -17,6 +17,10 @@ Listener = Callable[[str, dict[str, Any]], None]
 """Called with ADDED, MODIFIED or DELETED and the object, after the copy has changed."""
 
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+_STEADY_S = 10.0
+"""A watch that held this long was a good one: what ends it is a new fault, not the last one again."""
+_SHORTEST_S = 1.0
+"""Watches that the server ends are asked for again at most this often; it grants minutes."""
 
 
 class Reflector:
@@ -45,20 +49,24 @@ class Reflector:
 
     async def run(self) -> None:
         """Keep the copy until cancelled. Never raises for what the API server does."""
-        failures = 0
+        failures, clock = 0, asyncio.get_running_loop().time
         while True:
+            followed = None
             try:
                 version = await self._relist()
-                failures = 0
+                followed = clock()
                 await self._follow(version)
             except (ApiError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 self.connected = False
                 expired = isinstance(error, ApiError) and error.status == 410
-                if not expired:
+                # A listing alone proves little: it may work while the watch is refused each time.
+                if followed is not None and clock() - followed > _STEADY_S:
+                    failures = 0
+                if not expired or failures:
                     delay = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
-                    failures += 1
                     log.warning("watch of %s lost (%s); again in %.1f s", self.kind.plural, error, delay)
                     await asyncio.sleep(delay)
+                failures += 1
 
     async def _relist(self) -> str:
         items, version = await self._kube.list(
@@ -84,7 +92,9 @@ class Reflector:
         return version
 
     async def _follow(self, version: str) -> None:
+        clock = asyncio.get_running_loop().time
         while True:
+            began = clock()
             async for event, obj in self._kube.watch(
                 self.kind, self._namespace, since=version, labels=self._labels, fields=self._fields
             ):
@@ -96,6 +106,8 @@ class Reflector:
                 else:
                     self.objects[_key(obj)] = obj
                 self._on_change(event, obj)
+            if clock() - began < _SHORTEST_S:  # ended at once, without a word
+                await asyncio.sleep(_SHORTEST_S)
 
 
 def _key(obj: dict[str, Any]) -> Key:
