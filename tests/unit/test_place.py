@@ -164,7 +164,7 @@ def test_a_refusal_names_class_and_figures() -> None:
     )
     full = view({"a": 4}, [CHAT], [pod("g", "gold", 3, node="a")])
     assert feasible(pod("x", "gold", 2), full, ["a"], 0.0).failed["a"].message == (
-        "a has 1 of 4 GPUs open; gold asks for 2"
+        "1 of the node's 4 GPUs are open; gold asks for 2"
     )
 
 

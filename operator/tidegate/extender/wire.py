@@ -36,7 +36,7 @@ def filter_args(body: bytes) -> FilterArgs:
     """Decode a filter call. Raises BadRequest."""
     raw = _object(body)
     names = raw.get("NodeNames")
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+    if not isinstance(names, list) or not set(map(type, names)) <= {str}:
         raise BadRequest(
             "NodeNames must be a list of strings; set nodeCacheCapable: true for this extender in the"
             " scheduler's configuration"

@@ -6,7 +6,7 @@ pods of its class. `tidegate.core.quota` defines who borrows; the view keeps tha
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -125,6 +125,9 @@ class View:
         self._doomed: Counter[str] = Counter()
         self._shapes: Counter[Shape] = Counter()
         self._shape: dict[str, Shape] = {}
+        self._lanes: defaultdict[tuple[str, str | None, str | None], Counter[str]] = defaultdict(Counter)
+        self.empties: set[str] = {n.name for n in pool.nodes}
+        """Nodes of which no GPU is held."""
         self._books: dict[str, _Book] = {}
         self._unreserved = pool.capacity - sum(r.gpus for r in pool.reservations)
         self._spare: frozenset[str] | None = None
@@ -209,13 +212,25 @@ class View:
         """GPUs of a node that are free at this moment."""
         return max(0, self.nodes[node].gpus - self._held[node] - self._going[node])
 
-    def empty(self, node: str) -> bool:
-        """Whether no GPU of the node is held."""
-        return not self._held[node]
-
     def shape(self, node: str) -> Shape:
         """What matters about a node to coverage."""
         return self._shape[node]
+
+    def by_shape(self, nodes: Iterable[str]) -> tuple[dict[Shape, list[str]], list[str]]:
+        """Nodes by their shape, and those that are not in the pool."""
+        found: dict[Shape, list[str]] = {}
+        unknown = []
+        for node in nodes:
+            shape = self._shape.get(node)
+            if shape is None:
+                unknown.append(node)
+            else:
+                found.setdefault(shape, []).append(node)
+        return found, unknown
+
+    def lane_nodes(self, pod: Pod) -> Collection[str]:
+        """Nodes with a replica of the pod's lane, of its model that is."""
+        return self._lanes[pod.lane].keys() if pod.model and pod.lane in self._lanes else ()
 
     @property
     def shapes(self) -> Mapping[Shape, int]:
@@ -315,6 +330,7 @@ class View:
     def _enter(self, pod: Pod) -> None:
         self.pods[pod.uid] = pod
         self.on_node[pod.node or ""].add(pod.uid)
+        self._lanes[pod.lane][pod.node or ""] += 1
         self._count(pod, 1)
 
     def _leave(self, uid: str) -> None:
@@ -323,6 +339,10 @@ class View:
             self._count(pod, -1)
             del self.pods[uid]
             self.on_node[pod.node or ""].discard(uid)
+            lane = self._lanes[pod.lane]
+            lane[pod.node or ""] -= 1
+            if not lane[pod.node or ""]:
+                del lane[pod.node or ""]
 
     def _doom(self, uid: str, step: int) -> None:
         """Count a pod as going (or no longer), whether it is there or not."""
@@ -341,6 +361,10 @@ class View:
             self._going[node] += sign * pod.gpus
             return
         self._held[node] += sign * pod.gpus
+        if self._held[node]:
+            self.empties.discard(node)
+        elif node in self.nodes:
+            self.empties.add(node)
         self._spare = None
         book = self._book(pod.qos_class)
         if book is None:
