@@ -30,6 +30,7 @@ PARTS = {
     ),
     "controller tells": ("controller", "create", "events.k8s.io", "events", "", True),
     "controller evicts nobody": ("controller", "create", "", "pods", "eviction", False),
+    "controller notes things on pods": ("controller", "patch", "", "pods", "", True),
     "controller deletes no pods": ("controller", "delete", "", "pods", "", False),
     "controller reads no secrets": ("controller", "get", "", "secrets", "", False),
     "controller runs nothing in pods": ("controller", "create", "", "pods", "exec", False),

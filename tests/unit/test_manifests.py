@@ -26,7 +26,7 @@ def test_roles_have_no_wildcards(part):
 
 
 FORBIDDEN = {
-    "controller deletes no pods": ("controller", "", "pods", {"create", "delete", "patch", "update"}),
+    "controller deletes no pods": ("controller", "", "pods", {"create", "delete", "update"}),
     "controller writes no user's spec": (
         "controller",
         "tidegate.dev",

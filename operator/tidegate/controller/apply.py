@@ -12,7 +12,7 @@ from tidegate.controller.drift import claims, digest, fingerprint, without
 from tidegate.controller.gather import Facts, ModelFacts, Problem
 from tidegate.controller.world import World, owned
 from tidegate.core import reasons
-from tidegate.core.plan.types import Plan
+from tidegate.core.plan.types import LaneKey, Plan
 from tidegate.render.lane import lane
 from tidegate.render.priorityclass import priority_class
 from tidegate.render.service import service
@@ -45,8 +45,13 @@ class Children:
         self.intended: dict[tuple[str, str], int] = {}
         """Replicas of each lane's Deployment as last planned. What a hand made of them is no plan."""
 
-    async def ensure(self, kind: Kind, wanted: Object, owner_uid: str, outcome: Outcome) -> None:
-        """Bring one child to what is rendered. Raises ApiError."""
+    async def ensure(
+        self, kind: Kind, wanted: Object, owner_uid: str, outcome: Outcome, planned: int | None = None
+    ) -> None:
+        """Bring one child to what is rendered. Raises ApiError.
+
+        `planned` are a lane's replicas by the plan; it asks for more while some are being emptied.
+        """
         meta = wanted["metadata"]
         name, namespace = meta["name"], meta.get("namespace", "")
         live = self._world.get(kind, name, namespace)
@@ -63,14 +68,14 @@ class Children:
         wanted = without(wanted, taken)
         rendered = digest(wanted)
         if live and remembered and remembered[:2] == (rendered, fingerprint(live)):
+            self._intend(namespace, name, wanted, planned)
             return
         if live and _immutable_differs(kind, live, wanted):
             await self.remove(kind, live)
             return  # made anew once it is gone
         result = await self._kube.apply(kind, wanted, manager=names.FIELD_MANAGER, force=True)
         self._world.written(kind, result)
-        if kind is k.DEPLOYMENT and "replicas" in wanted["spec"]:
-            self.intended[namespace, name] = wanted["spec"]["replicas"]
+        self._intend(namespace, name, wanted, planned)
         version = result["metadata"]["resourceVersion"]
         now = (rendered, fingerprint(result), version)
         self._applied[kind, namespace, name] = now
@@ -79,6 +84,10 @@ class Children:
             self._wrote(kind.name)
             if remembered and remembered[:2] == now[:2]:  # it is again as we had left it
                 outcome.repaired.append(f"{kind.name} {name}")
+
+    def _intend(self, namespace: str, name: str, wanted: Object, planned: int | None) -> None:
+        if planned is not None and "replicas" in wanted["spec"]:
+            self.intended[namespace, name] = planned
 
     async def remove(self, kind: Kind, obj: Object) -> None:
         """Delete one child. Its pods drain as their own grace says. Raises ApiError."""
@@ -114,42 +123,52 @@ async def apply_classes(children: Children, facts: Facts) -> dict[str, Outcome]:
         if found.obj and not found.raw["metadata"].get("deletionTimestamp"):
             outcomes[name] = outcome = Outcome()
             wanted = priority_class(found.obj)
-            await _guarded(
-                f"QoSClass {name}", outcome, [(k.PRIORITY_CLASS, wanted, found.obj.metadata.uid)], children
-            )
+            child = (k.PRIORITY_CLASS, wanted, found.obj.metadata.uid, None)
+            await _guarded(f"QoSClass {name}", outcome, [child], children)
     return outcomes
 
 
 async def apply_model(
-    children: Children, world: World, facts: Facts, found: ModelFacts, plan: Plan
+    children: Children,
+    world: World,
+    facts: Facts,
+    found: ModelFacts,
+    plan: Plan,
+    replicas: Mapping[LaneKey, int],
 ) -> Outcome:
-    """Lanes and Service of one model; what is rendered no more is deleted."""
+    """Lanes and Service of one model; what is rendered no more is deleted.
+
+    `replicas` are what each lane's Deployment is to ask for now, on its way to what is planned.
+    """
     outcome = Outcome()
     model = found.obj
     if model is None or found.deleting or found.hands_off or found.model is None:
         children.let_go(found)
         return outcome
     uid = model.metadata.uid
-    wanted: list[tuple[Kind, Object, str]] = []
+    wanted: list[_Child] = []
     pool = facts.pools[found.pool].obj
     for qos_class in found.classes:
         qos = facts.classes[qos_class].obj if qos_class in facts.classes else None
         step = plan.lanes.get(found.key(qos_class))
         if pool and qos and step and step.applied and qos_class not in found.lane_problems:
-            wanted.append((k.DEPLOYMENT, lane(model, qos, pool, step.replicas), uid))
-    wanted.append((k.SERVICE, service(model), uid))
+            now = replicas.get(found.key(qos_class), step.replicas)
+            wanted.append((k.DEPLOYMENT, lane(model, qos, pool, now), uid, step.replicas))
+    wanted.append((k.SERVICE, service(model), uid, None))
     await _guarded(f"ModelDeployment {found.ref}", outcome, wanted, children)
     await _remove_lanes(children, world, found, outcome)
     return outcome
 
 
-async def _guarded(
-    what: str, outcome: Outcome, wanted: Iterable[tuple[Kind, Object, str]], children: Children
-) -> None:
+_Child = tuple[Kind, Object, str, int | None]
+"""Kind, what is rendered, its owner's UID, and a lane's planned replicas."""
+
+
+async def _guarded(what: str, outcome: Outcome, wanted: Iterable[_Child], children: Children) -> None:
     """Apply each child; a refusal is this object's problem and the next period tries again."""
-    for kind, obj, uid in wanted:
+    for kind, obj, uid, planned in wanted:
         try:
-            await children.ensure(kind, obj, uid, outcome)
+            await children.ensure(kind, obj, uid, outcome, planned)
         except ApiError as error:
             name = obj["metadata"]["name"]
             log.warning("%s: applying %s %s: %s; again in the next period", what, kind.name, name, error)

@@ -22,12 +22,24 @@ STALE_PERIODS: Final = 5
 _COUNTERS: Final = ("tidegate_arrivals_total", "tidegate_prompt_tokens_total", "tidegate_output_tokens_total")
 _GAUGES: Final = ("tidegate_queue_requests", "tidegate_queue_tokens", "tidegate_inflight_requests")
 
+_ENDPOINTS: Final = "tidegate_endpoint_inflight_requests"
+
 Values = dict[tuple[str, LaneKey], float]
 """By metric and lane, summed over the other labels."""
 
 
+@dataclass(frozen=True, slots=True)
+class Occupied:
+    """What runs on a replica. `drained`: every picker knows that it drains, and has nothing there."""
+
+    requests: int
+    drained: bool
+
+
 class Reading(Protocol):
-    """Something that knows the demand."""
+    """Something that knows the demand. `occupied` is by pod address, as of the last read."""
+
+    occupied: Mapping[str, Occupied]
 
     async def read(self, now: float) -> tuple[Mapping[LaneKey, Demand], bool]:
         """Demand by class of a model, and whether all of it is fresh."""
@@ -47,6 +59,23 @@ def by_lane(samples: Iterable[Sample], wanted: Sequence[str]) -> Values:
             key = (sample.name, LaneKey(labels["namespace"], labels["model"], labels["qos_class"]))
             values[key] = values.get(key, 0.0) + sample.value
     return values
+
+
+def occupancy(samples: Iterable[Sample], *, whole: bool) -> dict[str, Occupied]:
+    """What runs on each replica, by its address, over all pickers.
+
+    A picker that has not heard yet that a replica drains says so by its label, and may still send
+    there. `whole` False: not every picker answered, so nothing is known to be empty.
+    """
+    found: dict[str, Occupied] = {}
+    for sample in samples:
+        if sample.name == _ENDPOINTS and {"address", "draining"} <= sample.labels.keys():
+            host = sample.labels["address"].rpartition(":")[0].strip("[]")
+            before = found.get(host, Occupied(0, drained=whole))
+            requests = before.requests + round(sample.value)
+            told = before.drained and sample.labels["draining"] == "true"
+            found[host] = Occupied(requests, drained=told and not requests)
+    return found
 
 
 @dataclass(slots=True)
@@ -121,12 +150,15 @@ class Pickers:
         self._meters = [Meter(max(WINDOW_PERIODS * period_s, 5.0)) for _ in urls]
         self._stale_s = STALE_PERIODS * period_s
         self._said: set[str] = set()
+        self.occupied: Mapping[str, Occupied] = {}
 
     async def read(self, now: float) -> tuple[Mapping[LaneKey, Demand], bool]:
         """Demand over all pickers. Stale where one of them was not heard of for five periods."""
-        await asyncio.gather(
+        answers = await asyncio.gather(
             *(self._scrape(s, m, now) for s, m in zip(self._sources, self._meters, strict=True))
         )
+        seen = [sample for answer in answers for sample in answer or ()]
+        self.occupied = occupancy(seen, whole=all(answer is not None for answer in answers))
         total: Values = {}
         for meter in self._meters:
             for key, value in meter.values().items():
@@ -137,9 +169,11 @@ class Pickers:
         )
         return demands(total, fresh=fresh), fresh
 
-    async def _scrape(self, source: TextSource, meter: Meter, now: float) -> None:
+    async def _scrape(self, source: TextSource, meter: Meter, now: float) -> Sequence[Sample] | None:
+        """Take in what one picker says; None when it does not answer."""
         try:
-            meter.observe(now, await source.read())
+            samples = await source.read()
+            meter.observe(now, samples)
         except MetricsError as error:
             if source.url not in self._said:  # once, not every second
                 log.warning("no demand from the picker: %s; it is asked again every period", error)
@@ -148,6 +182,8 @@ class Pickers:
             if source.url in self._said:
                 self._said.remove(source.url)
                 log.info("demand from the picker at %s again", source.url)
+            return samples
+        return None
 
     async def close(self) -> None:
         """Close its connections."""
@@ -163,12 +199,15 @@ class Prometheus:
         self._last: tuple[float, dict[LaneKey, Demand]] = (float("-inf"), {})
         self._stale_s = STALE_PERIODS * max(period_s, 1.0)
         self._failing = False
+        self.occupied: Mapping[str, Occupied] = {}
 
     async def read(self, now: float) -> tuple[Mapping[LaneKey, Demand], bool]:
         """Demand by the server's newest samples (it looks back 5 minutes at most)."""
         labels = "namespace, model, qos_class"
         queries = {m: f"sum by ({labels}) (rate({m}[{self._rate_window_s}s]))" for m in _COUNTERS}
         queries |= {m: f"sum by ({labels}) ({m})" for m in _GAUGES}
+        queries[_ENDPOINTS] = _ENDPOINTS
+        self.occupied = {}
         try:
             answers = await asyncio.gather(*(self._server.query(q) for q in queries.values()))
         except MetricsError as error:
@@ -180,7 +219,10 @@ class Prometheus:
             values: Values = {}
             for metric, samples in zip(queries, answers, strict=True):
                 named = [Sample(metric, s.labels, s.value) for s in samples]
-                values |= by_lane(named, (metric,))
+                if metric == _ENDPOINTS:
+                    self.occupied = occupancy(named, whole=True)
+                else:
+                    values |= by_lane(named, (metric,))
             self._last = (now, demands(values, fresh=True))
         read_at, known = self._last
         fresh = now - read_at <= self._stale_s and bool(known)

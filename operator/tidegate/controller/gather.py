@@ -1,5 +1,6 @@
 """From copies of the cluster to facts: every object is read by itself, and a bad one is a fact too."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -174,10 +175,25 @@ def _read_all(world: World, kind: Any, model: Any) -> list[tuple[Object, Any, Pr
 
 
 def _workloads(world: World, intended: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], Object]:
+    """Lanes' Deployments with the replicas that were planned for them.
+
+    After a start that is what they ask for, less the replicas that are being emptied.
+    """
     found = {}
+    emptied = Counter(
+        (raw["metadata"]["namespace"], labels.get(names.LABEL_MODEL), labels.get(names.LABEL_CLASS))
+        for raw in world.objects(k.POD)
+        if names.ANNOTATION_DRAINING in (raw["metadata"].get("annotations") or ())
+        and not raw["metadata"].get("deletionTimestamp")
+        and (labels := raw["metadata"].get("labels") or {})
+    )
     for obj in world.objects(k.DEPLOYMENT):
         key = (obj["metadata"]["namespace"], obj["metadata"]["name"])
         planned = intended.get(key)
+        labels = obj["metadata"].get("labels") or {}
+        leaving = emptied[key[0], labels.get(names.LABEL_MODEL), labels.get(names.LABEL_CLASS)]
+        if planned is None and leaving:
+            planned = max(0, obj["spec"].get("replicas", 1) - leaving)
         found[key] = obj if planned is None else {**obj, "spec": {**obj["spec"], "replicas": planned}}
     return found
 

@@ -17,8 +17,9 @@ from tidegate.controller.apply import (
     apply_model,
     apply_taints,
 )
-from tidegate.controller.demand import Pickers, Prometheus, Reading
+from tidegate.controller.demand import Occupied, Pickers, Prometheus, Reading
 from tidegate.controller.gather import Facts, ModelFacts, Problem, gather
+from tidegate.controller.podnotes import PodNotes
 from tidegate.controller.report import Reporter
 from tidegate.controller.telemetry import Telemetry
 from tidegate.controller.watch import KopfWatch
@@ -62,6 +63,7 @@ class Controller:
             OWN_KINDS, options.kubeconfig, self._world.mark, self.telemetry.kopf_restarts.inc
         )
         self._children = Children(kube, self._world, lambda kind: self.telemetry.writes.labels(kind).inc())
+        self._notes = PodNotes(kube, self._world, self._wrote)
         self.reporter = Reporter(kube, self._world, self.telemetry, options.policy)
         self._demand = _demand_source(options)
         self._memory = Memory()
@@ -115,11 +117,13 @@ class Controller:
             decided = plan(facts.snapshot, self._options.policy, self._memory, time.time())
         self._memory = decided.memory
 
-        # 3. Apply: classes before what names them; taints and finalizers; each model by itself.
+        # 3. Apply: classes before what names them; taints and finalizers; notes on pods, which say how
+        #    far a lane may be lowered without cutting anything off; each model by itself.
         classes = await self._timed("classes", apply_classes(self._children, facts))
         await apply_finalizers(self._kube, self._world, facts, self._wrote)
         await apply_taints(self._kube, self._world, facts, self._wrote)
-        models = await self._timed("models", self._apply_models(facts, decided))
+        replicas = await self._timed("pods", self._notes.apply(facts, decided, self._demand.occupied))
+        models = await self._timed("models", self._apply_models(facts, decided, replicas))
 
         # 4. Report: status where it changed, events, metrics, and what was done and why.
         reports = await self._timed("status", self.reporter.statuses(facts, decided, models, classes))
@@ -173,20 +177,24 @@ class Controller:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), DEBOUNCE_S)
 
-    async def _apply_models(self, facts: Facts, decided: Plan) -> dict[str, Outcome]:
+    async def _apply_models(
+        self, facts: Facts, decided: Plan, replicas: Mapping[LaneKey, int]
+    ) -> dict[str, Outcome]:
         limit = asyncio.Semaphore(_AT_ONCE)
 
         async def one(found: ModelFacts) -> Outcome:
             async with limit:
-                return await self._apply_model(facts, found, decided)
+                return await self._apply_model(facts, found, decided, replicas)
 
         outcomes = await asyncio.gather(*(one(m) for m in facts.models.values()))
         return dict(zip(facts.models, outcomes, strict=True))
 
-    async def _apply_model(self, facts: Facts, found: ModelFacts, decided: Plan) -> Outcome:
+    async def _apply_model(
+        self, facts: Facts, found: ModelFacts, decided: Plan, replicas: Mapping[LaneKey, int]
+    ) -> Outcome:
         """Whatever goes wrong with one model stays with it."""
         try:
-            outcome = await apply_model(self._children, self._world, facts, found, decided)
+            outcome = await apply_model(self._children, self._world, facts, found, decided, replicas)
         except Exception as error:
             self.telemetry.errors.labels("ModelDeployment", type(error).__name__).inc()
             log.exception("ModelDeployment %s: not applied; again in %.1f s", found.ref, self._pause())
@@ -213,6 +221,8 @@ class Controller:
 
 class _NoDemand:
     """Where nobody can be asked: nothing is known, so nothing is taken away and nothing added."""
+
+    occupied: Mapping[str, Occupied] = {}
 
     async def read(self, now: float) -> tuple[Mapping[LaneKey, Demand], bool]:  # noqa: ARG002
         return {}, False

@@ -50,9 +50,12 @@ def lane_view(deployment: Object | None, pods: Iterable[Object], headroom: int =
 
 def ready_pods(pods: Iterable[Object]) -> int:
     """How many are Ready and not going."""
-    return sum(
-        1 for p in pods if not p["metadata"].get("deletionTimestamp") and _condition(p, "Ready") == "True"
-    )
+    return sum(1 for p in pods if not p["metadata"].get("deletionTimestamp") and is_ready(p))
+
+
+def is_ready(pod: Object) -> bool:
+    """Whether its probes pass."""
+    return _condition(pod, "Ready") == "True"
 
 
 def trouble(deployment: Object, pods: Iterable[Object]) -> str:

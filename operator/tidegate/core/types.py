@@ -75,6 +75,7 @@ class Pod:
 
     `qos_class` is None for a foreign pod, one that Tidegate did not place: it is counted as used
     and never given up. `lane_minimum` is its lane's minReplicas. `started_s` is when it was bound.
+    `draining`: its lane gives it up once nothing is in flight there.
     """
 
     uid: str
@@ -90,6 +91,7 @@ class Pod:
     terminating: bool = False
     priority: int = 0
     lane_minimum: int = 0
+    draining: bool = False
 
     @property
     def age_key(self) -> tuple[float, str]:

@@ -3,7 +3,7 @@
 from collections.abc import Container, Mapping
 from typing import Any
 
-from tidegate.api.names import LABEL_CLASS, LABEL_MODEL
+from tidegate.api.names import ANNOTATION_DRAINING, LABEL_CLASS, LABEL_MODEL
 from tidegate.core.types import Pod
 from tidegate.facts.quantities import DEFAULT_RESOURCE, condition, devices, seconds
 
@@ -51,6 +51,7 @@ def pod(
         terminating="deletionTimestamp" in metadata,
         priority=spec.get("priority") or 0,
         lane_minimum=lane_minimums.get((namespace, model, qos), 0) if model and qos else 0,
+        draining=ANNOTATION_DRAINING in (metadata.get("annotations") or ()),
     )
 
 

@@ -28,7 +28,8 @@ def controller_rules() -> list[Rule]:
         _rule(GROUP, KINDS, _READ),
         _rule(GROUP, ("qosclasses", "gpupools"), ("patch",)),  # the finalizer of what is in use
         _rule(GROUP, (f"{k}/status" for k in KINDS), ("patch",)),
-        _rule("", ("namespaces", "pods"), _READ),
+        _rule("", ("namespaces",), _READ),
+        _rule("", ("pods",), (*_READ, "patch")),  # patch: whose GPUs it stands on, that it is emptied
         _rule("", ("nodes",), (*_READ, "patch")),  # patch: the pool's taint
         _rule("", ("services",), _OWN),
         _rule("apps", ("deployments",), _OWN),

@@ -96,8 +96,8 @@ def _choose(
         return Preemption({}, _nobody(pod, candidates), min(retry, default=None))
     spare, *_, node, chosen = min(found, key=lambda f: f[:4])
     if spare and (soon := _lent_soon(pod, view, set(elsewhere) - candidates.keys(), now)):
-        why = f"{soon} has lent GPUs for it once what is under way there is done; {node} has spare ones only"
-        return Preemption({}, Why(reasons.BEING_RECLAIMED, why), now + 1)
+        text = f"{soon} has lent GPUs for it once what is under way there is done; {node} has spare ones only"
+        return Preemption({}, Why(reasons.BEING_RECLAIMED, text), now + 1)
     classes = ", ".join(sorted({v.qos_class or "" for v in chosen}))
     why = Why(
         reasons.RECLAIMS,

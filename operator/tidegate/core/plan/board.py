@@ -234,11 +234,11 @@ def lay_out(
 
 
 def _trim(board: Board, key: LaneKey, most: int) -> None:
-    """Release what a lane gives up of itself: as a ReplicaSet does, unready first, then the youngest."""
+    """Release what a lane gives up of itself, in the order of `drain`: unready, lent, spare, youngest."""
     seats = board.seats.get(key)
     if not seats:
         return
-    seats.sort(key=lambda s: (not s.pod.ready, s.pod.age_key))
+    seats.sort(key=lambda s: (not s.pod.ready, s.pod.draining, s.lent, s.borrowed, s.pod.age_key))
     for seat in seats[most:]:
         board.release(seat)
     del seats[most:]

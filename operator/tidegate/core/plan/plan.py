@@ -39,6 +39,7 @@ from tidegate.core.plan.types import (
     Weight,
 )
 from tidegate.core.plan.weights import weights
+from tidegate.core.quota import Ground, Standing, standings
 from tidegate.core.types import Pod
 
 _OWN_LIMITS = (reasons.MODEL_MAXIMUM, reasons.BORROW_LIMIT)
@@ -78,7 +79,10 @@ def plan(snapshot: Snapshot, policy: Policy, memory: Memory, now: float) -> Plan
 
 
 def _pods_by_pool(snapshot: Snapshot) -> dict[str, tuple[list[Pod], dict[LaneKey, int]]]:
-    """For each pool: bound pods on its nodes or of its lanes, and how many of each lane stay."""
+    """For each pool: bound pods on its nodes or of its lanes, and how many of each lane may be shared.
+
+    Those on lent GPUs may not: they take no streamed requests (docs/concepts/placement.md).
+    """
     pool_of_node: defaultdict[str, list[str]] = defaultdict(list)
     for pool in snapshot.pools.values():
         for node in pool.nodes:
@@ -91,9 +95,17 @@ def _pods_by_pool(snapshot: Snapshot) -> dict[str, tuple[list[Pod], dict[LaneKey
         home = pool_of_lane.get(pod.lane)  # type: ignore[call-overload]
         for name in {*pool_of_node.get(pod.node, ()), *((home,) if home else ())}:
             found[name][0].append(pod)
-        if home and not pod.terminating:
-            key = LaneKey(*pod.lane)  # type: ignore[arg-type]
-            found[home][1][key] = found[home][1].get(key, 0) + 1
+    for name, (pods, shared) in found.items():
+        stands: dict[str, Standing] = {}
+        if name in snapshot.pools:
+            home_pool = snapshot.pools[name]
+            stands = standings(pods, home_pool.reservations, snapshot.classes, home_pool.capacity)
+        for pod in pods:
+            stays = not (pod.terminating or pod.draining)
+            lent = pod.uid in stands and stands[pod.uid].ground is Ground.LENT
+            if stays and not lent and pool_of_lane.get(pod.lane) == name:  # type: ignore[call-overload]
+                key = LaneKey(*pod.lane)  # type: ignore[arg-type]
+                shared[key] = shared.get(key, 0) + 1
     return found
 
 

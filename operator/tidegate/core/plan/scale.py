@@ -65,7 +65,7 @@ def wants(
 ) -> tuple[dict[LaneKey, Want], dict[LaneKey, Calm]]:
     """What every lane of a known class wants, and what hysteresis remembers.
 
-    `bound` counts each lane's pods that are on a node and not going.
+    `bound` counts each lane's pods that are on a node, not going, and not on lent GPUs.
     """
     found: dict[LaneKey, Want] = {}
     calm: dict[LaneKey, Calm] = {}
