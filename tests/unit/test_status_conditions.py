@@ -258,3 +258,28 @@ def test_a_reservation_for_no_class_is_said() -> None:
     status = pool_status(found, None, facts_of(class_facts("a")), NOW)
     assert summary(status) == ("False", "ClassNotFound")
     assert "gone" in status["conditions"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("created", "told"),
+    [
+        pytest.param({"p": "2026-01-02T00:00:00Z", "q": "2026-01-01T00:00:00Z"}, "p", id="the later one"),
+        pytest.param({"p": "2026-01-01T00:00:00Z", "q": "2026-01-02T00:00:00Z"}, "q", id="whatever its name"),
+        pytest.param({"p": "2026-01-01T00:00:00Z", "q": "2026-01-01T00:00:00Z"}, "q", id="made at once"),
+    ],
+)
+def test_the_later_of_two_pools_on_one_node_is_told(created: dict[str, str], told: str) -> None:
+    pools = {}
+    for name, time in created.items():
+        raw = named(name, pool())
+        raw["metadata"]["creationTimestamp"] = time
+        matched = tuple({"metadata": {"name": n}} for n in ("shared", f"only-{name}"))
+        core = Pool(name, (Node("n", 8),), (Reservation("r", "a", 4),))
+        pools[name] = PoolFacts(raw, GPUPool.from_object(raw), core=core, matched=matched)
+    facts = replace(facts_of(class_facts("a")), pools=pools)
+    for name, found in pools.items():
+        said = {c["type"]: c["message"] for c in pool_status(found, None, facts, NOW)["conditions"]}
+        assert ("NodesShared" in said) is (name == told)
+        if name == told:
+            other = next(n for n in pools if n != told)
+            assert f"also matches shared of GPUPool {other}:" in said["NodesShared"]

@@ -128,10 +128,10 @@ def pool_status(found: PoolFacts, report: PoolReport | None, facts: Facts, now: 
     """Status of a GPUPool."""
     old = found.raw.get("status") or {}
     generation = found.raw["metadata"].get("generation", 0)
-    verdict = pool_verdict(found, facts)
+    verdict, extras = pool_verdict(found, facts), _enforced(found.obj) + _shared(found, facts)
     status: Object = {
         "observedGeneration": generation,
-        "conditions": conditions(verdict, _enforced(found.obj), old.get("conditions") or (), generation, now),
+        "conditions": conditions(verdict, extras, old.get("conditions") or (), generation, now),
     }
     if report is not None:
         status |= {
@@ -154,6 +154,28 @@ def pool_status(found: PoolFacts, report: PoolReport | None, facts: Facts, now: 
             "freeBlocks": [FreeBlock(node_gpus=n, largest_free=f).to_json() for n, f in report.blocks[:32]],
         }
     return status
+
+
+def _shared(found: PoolFacts, facts: Facts) -> list[Extra]:
+    """Nodes that an older pool selects too. The later pool is told, since it made it so."""
+    mine = {n["metadata"]["name"] for n in found.matched}
+    parts = []
+    for name, other in sorted(facts.pools.items()):
+        both = sorted(mine & {n["metadata"]["name"] for n in other.matched})
+        if both and _age(other.raw) < _age(found.raw):
+            shown = ", ".join(both[:5]) + (f" and {len(both) - 5} more" if len(both) > 5 else "")
+            parts.append(f"{shown} of GPUPool {name}")
+    if not parts:
+        return []
+    text = (
+        f"spec.nodeSelector also matches {'; '.join(parts)}: their GPUs are counted in both pools, so that"
+        " neither can keep its reservations; select other nodes"
+    )
+    return [Extra("NodesShared", reasons.NODES_SHARED, text)]
+
+
+def _age(raw: Mapping[str, Any]) -> tuple[str, str]:
+    return (raw["metadata"].get("creationTimestamp") or "", raw["metadata"]["name"])
 
 
 def _enforced(obj: Any) -> list[Extra]:

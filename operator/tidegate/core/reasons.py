@@ -45,6 +45,7 @@ WEIGHTS_CHANGED: Final = "WeightsChanged"
 
 # Facts about pools.
 RESERVATIONS_EXCEED_POOL: Final = "ReservationsExceedPool"
+NODES_SHARED: Final = "NodesShared"
 RESERVATIONS_FIT: Final = "ReservationsFit"
 
 # Conditions of objects.
