@@ -363,3 +363,35 @@ def test_two_classes_of_one_priority_do_not_displace_one_another():
         Snapshot(classes, {"p": pool()}, models, tuple(FULL_OF_BATCH), {bulk: BACKLOG, B2: BACKLOG})
     )
     assert (made.lanes[bulk].replicas, made.lanes[B2].replicas) == (0, 8)
+
+
+SOAKING = [bound("a", "batch", f"n{i}", n) for i in range(4) for n in range(2)]
+IN_FLIGHT = {
+    "all slots are in use and nothing waits": ({}, Demand(inflight=128), 8),
+    "half of them": ({}, Demand(inflight=64), 6),
+    "fewer slots hold fewer requests": ({"slots": 8}, Demand(inflight=32), 6),
+    "what waits comes to it": ({}, Demand(inflight=64, queued_requests=200, queued_tokens=1e6), 8),
+    "nothing is left": ({}, QUIET, 0),
+}
+
+
+@pytest.mark.parametrize(("more", "demand", "replicas"), IN_FLIGHT.values(), ids=IN_FLIGHT)
+def test_a_soaking_lane_keeps_what_its_requests_in_flight_need(more, demand, replicas):
+    """Lowered further, the slots that remain would not hold what runs."""
+    models = [one("batch", replicas=8, max_replicas=8, **more)]
+    calm = Memory(calm={B: Calm(0.0, replicas)})
+    made = planned(seen(WITHIN, models, {B: demand}, SOAKING), now=1000.0, memory=calm)
+    slots = more.get("slots", POLICY.ability.slots)
+    assert made.lanes[B].replicas == replicas
+    assert made.lanes[B].replicas * slots >= demand.inflight
+
+
+def test_replicas_on_lent_gpus_carry_nobody_elses_demand():
+    """They take no streams, so the lane that people wait for grows by itself."""
+    chat = model("a", lane("a", "interactive"), lane("a", "batch", replicas=8, max_replicas=8))
+    demand = {CHAT: load(2.0), B: BACKLOG}
+    lent = planned(seen(pool(reserved={"interactive": 16}), [chat], demand, SOAKING))
+    spare = planned(seen(pool(reserved={"interactive": 8}), [chat], demand, SOAKING))
+    assert lent.lanes[CHAT].replicas == 2
+    assert spare.lanes[CHAT].replicas == 0
+    assert spare.lanes[CHAT].reason == reasons.SHARES_LANES

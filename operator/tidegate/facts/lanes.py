@@ -5,6 +5,7 @@ from typing import Any
 
 from tidegate.api import modeldeployment as api
 from tidegate.api import qosclass as api_class
+from tidegate.api.names import ANNOTATION_SLOTS
 from tidegate.core import reasons
 from tidegate.core.plan.types import Lane, LaneKey, Model
 from tidegate.facts.classes import objectives
@@ -107,7 +108,16 @@ def _lane(
         replicas=replicas,
         ready=ready,
         objectives=own,
+        slots=_slots(workload or {}),
     )
+
+
+def _slots(workload: Mapping[str, Any]) -> int | None:
+    """What the lane's pods say of their engine, None where they say nothing that can be read."""
+    template = (workload.get("spec") or {}).get("template") or {}
+    notes = (template.get("metadata") or {}).get("annotations") or {}
+    text = str(notes.get(ANNOTATION_SLOTS, ""))
+    return int(text) if text.isdecimal() and int(text) > 0 else None
 
 
 def minimums(models: Iterable[Model]) -> dict[tuple[str, str, str], int]:

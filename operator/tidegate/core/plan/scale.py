@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tidegate.core import reasons
 from tidegate.core.plan.types import Ability, Calm, Demand, Lane, LaneKey, Memory, Model, Policy, Snapshot
@@ -109,6 +109,8 @@ def _wish(demand: Demand | None, qos: QoSClass, lane: Lane, model: Model, policy
     if demand is None or not demand.fresh:
         return lane.replicas, lane.replicas
     ability = model.ability or policy.ability
+    if lane.slots is not None:
+        ability = replace(ability, slots=lane.slots)
     start = start_time_s(model, policy)
     need = replicas_needed(demand, ability, horizon_s(lane.objectives or qos.objectives, start), policy)
     busy = demand.arrival_rps > 0 or demand.queued_requests > 0 or demand.inflight > 0

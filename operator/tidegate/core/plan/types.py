@@ -25,6 +25,8 @@ class Lane:
     `gpus` is what a replica needs on one node. `replicas` is what its Deployment asks for now (0
     when there is none yet). `max_replicas` None means as many as the pool holds. `pinned` is what a
     person fixed it to (`scaling.replicas`). `objectives` are those of this model, None the class's.
+    `slots` are the requests that one replica runs at once, None where nobody says: then those of the
+    model's ability.
     """
 
     key: LaneKey
@@ -35,6 +37,7 @@ class Lane:
     replicas: int = 0
     ready: int = 0
     objectives: Objectives | None = None
+    slots: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
