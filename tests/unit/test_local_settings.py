@@ -1,10 +1,11 @@
 """What a cluster is asked to be."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from tidegate.local.layout import CONTROL_PLANE, NODES, Settings
+from tidegate.local.layout import CONTROL_PLANE, NODES, Settings, set_aside
 
 
 def test_settings_survive_the_file() -> None:
@@ -47,3 +48,14 @@ def test_difference_names_the_settings() -> None:
 def test_a_file_read_back_is_no_difference() -> None:
     settings = Settings(extra_args={"picker": ("--policy", "fifo")})
     assert settings.difference(Settings.from_json(json.loads(json.dumps(settings.to_json())))) == []
+
+
+def test_a_large_log_is_set_aside_and_one_such_is_kept(tmp_path: Path) -> None:
+    log, old = tmp_path / "etcd.log", tmp_path / "etcd.log.old"
+    set_aside(log, 4)
+    assert not old.exists()
+    for text, kept in (("1234", None), ("first", "first"), ("second", "second"), ("4", "second")):
+        log.write_text(text)
+        set_aside(log, 4)
+        assert (old.read_text() if old.exists() else None) == kept
+        assert log.exists() is (len(text) <= 4)

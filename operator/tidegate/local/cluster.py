@@ -16,7 +16,7 @@ from tidegate.api import names
 from tidegate.local import binaries, control, kubeconfig
 from tidegate.local.certs import write_secret
 from tidegate.local.components import PROGRAMS
-from tidegate.local.layout import CONTROL_PLANE, EVERYTHING, NODES, Layout, Settings
+from tidegate.local.layout import CONTROL_PLANE, EVERYTHING, NODES, Layout, Settings, set_aside
 from tidegate.local.process import Identity, alive, send
 from tidegate.local.unit import tail
 
@@ -234,6 +234,7 @@ class LocalCluster:
         hears, says = os.pipe()
         parent = [] if keep else ["--parent", str(os.getpid())]
         supervisor = [sys.executable, "-P", "-m", "tidegate.local.supervisor", str(self.layout.root)]
+        set_aside(self.layout.log("supervisor"))
         with self.layout.log("supervisor").open("ab") as output:
             self._guard = subprocess.Popen(
                 [sys.executable, "-P", "-m", "tidegate.local.guard", *parent, "--", *supervisor],

@@ -12,6 +12,10 @@ EVERYTHING: Final = NODES | {"tidegate-scheduler", "controller", "extender", "pi
 """What may run in a cluster; any set that holds the control plane may be chosen."""
 
 
+LOG_BYTES: Final = 10 * 1024 * 1024
+"""A log that has grown beyond this is set aside when its program is started again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Paths below the state folder of one cluster."""
@@ -113,3 +117,9 @@ class Settings:
         """Names of the settings in which two clusters differ."""
         mine, others = json.loads(json.dumps(self.to_json())), json.loads(json.dumps(other.to_json()))
         return sorted(name for name in mine if mine[name] != others[name])
+
+
+def set_aside(log: Path, limit: int = LOG_BYTES) -> None:
+    """Rename a log above `limit` bytes to NAME.log.old, in place of the last such one."""
+    if log.exists() and log.stat().st_size > limit:
+        log.replace(log.with_name(f"{log.name}.old"))

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tidegate.local.layout import set_aside
 from tidegate.local.process import bound_to_parent, children
 
 _SETTLE_S = 0.02
@@ -25,9 +26,10 @@ class Reaper:
     ) -> tuple[int, asyncio.Future[int]]:
         """Start a program in a session of its own; returns its pid and its coming exit code.
 
-        Output is appended to `log`. The program is killed when this process ends. An exit by a
+        Output is appended to `log`, which becomes `log`.old first when it is large. The program is killed when this process ends. An exit by a
         signal is negative.
         """
+        set_aside(log)
         with log.open("ab") as output:
             process = subprocess.Popen(
                 bound_to_parent(argv),
