@@ -26,8 +26,8 @@ class Reaper:
     ) -> tuple[int, asyncio.Future[int]]:
         """Start a program in a session of its own; returns its pid and its coming exit code.
 
-        Output is appended to `log`, which becomes `log`.old first when it is large. The program is killed when this process ends. An exit by a
-        signal is negative.
+        Output is appended to `log`, which is set aside first when it is large. The program is
+        killed when this process ends. An exit by a signal is negative.
         """
         set_aside(log)
         with log.open("ab") as output:
