@@ -92,6 +92,26 @@ def test_a_wrong_scenario_names_the_field(tmp_path: Path, text: str, message: st
         Scenario.load(path)
 
 
+def test_a_token_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "s.yaml"
+    one = "{name: a, qos_class: b, models: [m], lengths: x.csv, outstanding: 1, token_env: TIDE_TOKEN}"
+    path.write_text(f"seconds: 5\nstreams: [{one}]\n")
+    monkeypatch.delenv("TIDE_TOKEN", raising=False)
+    with pytest.raises(ScenarioError, match=r"stream a: token_env: \$TIDE_TOKEN is not set"):
+        Scenario.load(path)
+    monkeypatch.setenv("TIDE_TOKEN", "t-1")
+    assert Scenario.load(path).streams[0].token == "t-1"
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "examples/load").glob("*.yaml")))
+def test_example_scenarios_can_be_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CHAT_TOKEN", "PIPELINE_TOKEN"):
+        monkeypatch.setenv(name, "t")
+    scenario = Scenario.load(path)
+    for stream in scenario.streams:
+        assert next(requests(stream, scenario)).prompt_tokens > 0
+
+
 def test_a_wrong_trace_names_the_row(tmp_path: Path) -> None:
     path = tmp_path / "bad.csv"
     path.write_text("prompt_tokens,output_tokens\n1,2\n3,many\n")

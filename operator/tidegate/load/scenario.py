@@ -1,5 +1,6 @@
 """What to send: streams of requests, each with its class, lengths and arrivals."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -39,12 +40,16 @@ class Stream(_Strict):
     max_output_tokens: Annotated[int, Field(ge=1)] = 256
     max_prompt_tokens: Annotated[int, Field(ge=1)] = 100_000
     token: str = ""
+    token_env: str = ""
+    """Environment variable that holds the token, so that a scenario can be kept without it."""
     timeout_s: Seconds = 300.0
 
     @model_validator(mode="after")
     def _one_kind_of_arrivals(self) -> Self:
         if bool(self.phases) == bool(self.outstanding):
             raise ValueError("set exactly one of phases (open loop) and outstanding (closed loop)")
+        if self.token and self.token_env:
+            raise ValueError("set at most one of token and token_env")
         return self
 
 
@@ -59,7 +64,7 @@ class Scenario(_Strict):
     def load(cls, path: Path) -> Self:
         """Read a scenario from YAML or JSON; relative `lengths` are beside the file.
 
-        Raises ScenarioError naming the field.
+        Each `token_env` is read here. Raises ScenarioError naming the field.
         """
         try:
             scenario = cls.model_validate(yaml.safe_load(path.read_text()))
@@ -71,5 +76,16 @@ class Scenario(_Strict):
             lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ScenarioError(f"{path}: " + "; ".join(lines)) from error
         beside = path.parent
-        streams = [s.model_copy(update={"lengths": beside / s.lengths}) for s in scenario.streams]
+        streams = [
+            s.model_copy(update={"lengths": beside / s.lengths, "token": _token(s, path)})
+            for s in scenario.streams
+        ]
         return scenario.model_copy(update={"streams": streams})
+
+
+def _token(stream: Stream, path: Path) -> str:
+    if not stream.token_env:
+        return stream.token
+    if token := os.environ.get(stream.token_env, ""):
+        return token
+    raise ScenarioError(f"{path}: stream {stream.name}: token_env: ${stream.token_env} is not set")
