@@ -57,7 +57,8 @@ def write(
     ] = False,
     root: Annotated[Path, typer.Option(help="Root of the repository's checkout.")] = Path(),
 ) -> None:
-    """Write the generated files of the repository: crds/, the chart's templates, docs/reference/api.md."""
+    """Write the generated files of the repository: crds/, the chart's templates, docs/reference/."""
+    from tidegate.cli import reference
     from tidegate.render import manifests
 
     if not (root / "pyproject.toml").is_file():
@@ -65,7 +66,7 @@ def write(
             f"{root.resolve()} is no checkout of Tidegate (it has no pyproject.toml): give --root", err=True
         )
         raise typer.Exit(2)
-    stale = {p: t for p, t in manifests.files().items() if _read(root / p) != t}
+    stale = {p: t for p, t in (manifests.files() | reference.pages()).items() if _read(root / p) != t}
     for path, text in stale.items():
         if check:
             typer.echo(_diff(path, _read(root / path), text), nl=False)

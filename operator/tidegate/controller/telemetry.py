@@ -46,13 +46,21 @@ class Telemetry:
             "End of the last whole round.",
             registry=registry,
         )
-        self.pool_gpus = Gauge("tidegate_pool_gpus", "GPUs of a pool.", ["pool", "state"], registry=registry)
+        self.pool_gpus = Gauge(
+            "tidegate_pool_gpus",
+            "GPUs of a pool: capacity, allocated, foreign or idle.",
+            ["pool", "state"],
+            registry=registry,
+        )
         self.class_gpus = Gauge(
-            "tidegate_pool_class_gpus", "GPUs by class.", [*pool_class, "state"], registry=registry
+            "tidegate_pool_class_gpus",
+            "GPUs of a class: used or borrowed.",
+            [*pool_class, "state"],
+            registry=registry,
         )
         self.reservation_gpus = Gauge(
             "tidegate_pool_reservation_gpus",
-            "GPUs by reservation.",
+            "GPUs of a reservation: reserved, in_use, lent or unmet.",
             ["pool", "reservation", "qos_class", "state"],
             registry=registry,
         )

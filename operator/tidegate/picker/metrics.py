@@ -46,7 +46,7 @@ class Metrics:
             ("outcome",),
             registry=self.registry,
         )
-        self.registry.register(_Gauges(flow))
+        self.registry.register(gauges(flow))
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, _LABELS, registry=self.registry)
@@ -69,6 +69,11 @@ class Metrics:
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def gauges(flow: Flow) -> Collector:
+    """What a queue holds, as metrics."""
+    return _Gauges(flow)
 
 
 class _Gauges(Collector):
