@@ -177,10 +177,10 @@ async def make_model(
                 await make_pod(kube, namespace, name, lane, one.port, slots=slots)
 
             async def known() -> bool:
-                by = {e["address"]: e for e in behind.state()["endpoints"]}
+                state = behind.state()
+                by = {e["address"]: e for e in state["endpoints"]}
                 mine = [by.get(f"127.0.0.1:{e.port}", {}) for e in model.engines]
-                listed = (await via.get("/v1/models")).text
-                return name in listed and all(e.get("kv_tokens") for e in mine)
+                return name in state["models"] and all(e.get("kv_tokens") for e in mine)
 
             await eventually(known)
             return model
@@ -319,6 +319,25 @@ async def test_refusals_have_openai_s_shape_and_say_why(make_model: MakeModel) -
     assert not model.engines[0].seen
     kserve = await post("/v2/models/nothing/infer", json={"inputs": []}, headers=mine)
     assert (kserve.status_code, kserve.json()) == (404, {"error": "the model 'nothing' does not exist"})
+
+
+async def test_only_models_are_listed_that_the_caller_may_use(make_model: MakeModel) -> None:
+    model = await make_model()
+    stranger = Caller(model.client, None)
+    for who, caller, shown in (
+        ("both", model.both, True),
+        ("low", model.low, True),
+        ("nobody", model.nobody, False),
+        ("stranger", stranger, False),
+    ):
+        listed = await model.client.get("/v1/models", headers=caller.headers)
+        assert listed.status_code == 200, who
+        names = {m["id"] for m in listed.json()["data"]}
+        assert ({model.name, f"alias/{model.name}"} <= names) is shown, who
+        assert (model.name in names) is shown, who
+        one = await model.client.get(f"/v1/models/{model.name}", headers=caller.headers)
+        assert one.status_code == (200 if shown else 404), who
+    assert error_of(one)["message"] == f"the model '{model.name}' does not exist"
 
 
 async def test_a_body_too_large_is_refused_before_all_of_it_came(make_model: MakeModel) -> None:

@@ -168,6 +168,7 @@ class Picker:
     async def _state(self, _request: web.Request) -> web.Response:
         state = self.desk.flow.snapshot(self.desk.clock())
         state["api_server_connected"] = self.cluster.connected
+        state["models"] = sorted(self.desk.world.by_name)
         state["notes"] = list(self.desk.world.notes)
         return web.Response(body=orjson.dumps(state), content_type="application/json")
 

@@ -226,6 +226,12 @@ class Service:
             f"qosclasses/{found[0]} of tidegate.dev"
         )
 
+    async def _usable(self, request: _Request, model: ServedModel) -> bool:
+        """Whether the caller may use any class of the model: what it may not is not shown either."""
+        if self.settings.trust_class_header:
+            return True
+        return not isinstance(await self._allowed(request.caller, model, None), classify.Denied)
+
     async def _wait(self, request: _Request, ask: Ask, read: Read) -> Dispatch | Refused | None:
         """Wait for the verdict, or for the client to leave: None."""
         future = self.desk.submit(ask)
@@ -278,11 +284,15 @@ class Service:
                 raise _RefusedError(503, "not_ready", f"no replica of {way.model!r} is ready")
             await _write_all(write, exchange.answer(200, b"{}", reason="ready"))
         elif way.wants is Wants.MODEL_LIST:
-            names = [(name, world.models[key].created_s) for name, key in sorted(world.by_name.items())]
+            names = [
+                (name, world.models[key].created_s)
+                for name, key in sorted(world.by_name.items())
+                if await self._usable(request, world.models[key])
+            ]
             await _write_all(write, exchange.answer(200, model_list(names), reason="models"))
         elif way.wants is Wants.MODEL:
             entry = world.find(way.model or "")
-            if entry is None:
+            if entry is None or not await self._usable(request, entry):
                 raise _RefusedError(404, "model_not_found", f"the model {way.model!r} does not exist")
             body = model_entry(way.model or "", entry.created_s)
             await _write_all(write, exchange.answer(200, body, reason="model"))
