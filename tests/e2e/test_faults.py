@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from support.chat import Caller
+from support.processes import process_of
 from support.wait import eventually
 from tidegate.adapters.kube import Kube, kinds
 from tidegate.load import runner
@@ -143,21 +144,6 @@ async def test_an_engine_killed_in_the_middle_of_a_stream(
         return (await chat.chat("chat-8b")).status_code
 
     await eventually(answered, until=lambda status: status == 200)
-
-
-def process_of(pod: dict[str, Any]) -> int:
-    """Pid of the process that listens on a pod's address and port 8000."""
-    ip = pod["status"]["podIP"]
-    address = "".join(f"{int(part):02X}" for part in reversed(ip.split("."))) + ":1F40"
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    inode = next(row[9] for row in rows if row[1] == address and row[3] == "0A")
-    for fd in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if str(fd.readlink()) == f"socket:[{inode}]":
-                return int(fd.parts[2])
-        except OSError:
-            continue
-    raise AssertionError(f"nobody listens on {ip}:8000")
 
 
 async def test_a_restarted_controller_changes_nothing(examples: LocalCluster, kube: Kube) -> None:
