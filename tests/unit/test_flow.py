@@ -371,3 +371,21 @@ def test_headroom_is_kept_where_streams_may_go() -> None:
     kept = {e["address"]: e["keeps_free_from"]["low"] for e in flow.snapshot(0.0)["endpoints"]}
     assert kept["safe:1"] > 0
     assert kept["lent:1"] == 0
+
+
+def test_what_runs_on_a_replica_that_drains() -> None:
+    """It says that nothing more comes only once the engine told what others have there."""
+    flow = flow_of(place(slots=2))
+    [one] = queued(flow, "low")
+    flow.dispatch(0.0)
+    assert list(flow.occupied()) == [("a:1", M, False, 1)]
+    flow.set_world(CLASSES, flow.models, [place(draining=True)], 1.0)
+    assert list(flow.occupied()) == [("a:1", M, True, 1)]
+    flow.finish(one.id, 2.0)
+    assert list(flow.occupied()) == [("a:1", M, True, 0)]
+
+    restarted = Flow()
+    restarted.set_world(CLASSES, flow.models, [place(draining=True)], 3.0)
+    assert list(restarted.occupied()) == [("a:1", M, False, 0)]
+    restarted.report("a:1", EngineReport(3.5, running=1, waiting=0), 0, 0)
+    assert list(restarted.occupied()) == [("a:1", M, True, 1)]

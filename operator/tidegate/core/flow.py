@@ -300,9 +300,13 @@ class Flow:
             yield one.ask, self._loads[one.address].lane
 
     def occupied(self) -> Iterator[tuple[str, ModelKey, bool, int]]:
-        """For every endpoint: address, model, whether it is drained, and requests that run there."""
+        """For every endpoint: address, model, whether nothing more comes, and requests that run there.
+
+        After a restart what the picker before sent there is known only once the engine has reported,
+        so until then more may come.
+        """
         for load in self._loads.values():
-            yield load.address, load.model, load.draining or load.gone, load.requests + load.foreign
+            yield load.address, load.model, load.drained, load.requests + load.foreign
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """Queues, endpoints and headroom as JSON values."""

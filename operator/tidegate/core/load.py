@@ -113,6 +113,11 @@ class Load:
         self.requests -= 1
         self.tokens -= tokens
 
+    @property
+    def drained(self) -> bool:
+        """Whether nothing more is sent here, and what others run here is known from the engine."""
+        return self.gone or (self.draining and self._report is not None)
+
     def prefill(self, now: float) -> int:
         """Prompt tokens that are probably not computed yet."""
         return int(max(0.0, self._backlog - (now - self._backlog_at) * _PREFILL_TOKENS_PER_S))
