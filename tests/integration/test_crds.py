@@ -25,6 +25,12 @@ REFUSED = {
             " it becomes the value of a label"
         ),
     ),
+    "model's name too long": (
+        kinds.MODEL_DEPLOYMENT,
+        named("a" * 64, mdep()),
+        "",
+        "at most 63 characters",
+    ),
     "name too long": (kinds.QOS_CLASS, named("a" * 64, qos()), "", "metadata.name must be a lower-case name"),
     "priority required": (
         kinds.QOS_CLASS,

@@ -4,11 +4,12 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from tidegate.adapters.kube import Kube, Reflector
@@ -63,19 +64,7 @@ def application(desk: Desk, metrics: Metrics, ready: Callable[[], bool]) -> web.
         body = generate_latest(metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    @web.middleware
-    async def guard(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        if request.path in {"/filter", "/preempt"} and not ready():
-            return web.Response(status=503, text="caches are not synced yet\n")
-        try:
-            return await handler(request)
-        except wire.BadRequest as error:
-            log.warning("%s: %s", request.path, error)
-            return web.Response(status=400, text=f"{error}\n")
-
-    app = web.Application(client_max_size=_MAX_BODY, middlewares=[guard])
+    app = web.Application(client_max_size=_MAX_BODY, middlewares=[_guard(ready)])
     app.add_routes(
         [
             web.post("/filter", filter_),
@@ -86,6 +75,22 @@ def application(desk: Desk, metrics: Metrics, ready: Callable[[], bool]) -> web.
         ]
     )
     return app
+
+
+def _guard(ready: Callable[[], bool]) -> Middleware:
+    """Decide nothing on half a copy; answer 400 to what cannot be read."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in {"/filter", "/preempt"} and not ready():
+            return web.Response(status=503, text="caches are not synced yet\n")
+        try:
+            return await handler(request)
+        except wire.BadRequest as error:
+            log.warning("%s: %s", request.path, error)
+            return web.Response(status=400, text=f"{error}\n")
+
+    return guard
 
 
 async def serve(options: Options, *, started: Callable[[int], None] = lambda _port: None) -> None:

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,3 +74,15 @@ def children(parent: int) -> list[int]:
 def bound_to_parent(argv: Sequence[str]) -> list[str]:
     """The command that runs `argv` so that it is killed when this process' calling thread ends."""
     return [sys.executable, "-I", "-S", str(_SHIM), str(os.getpid()), *argv]
+
+
+def collected() -> Iterator[tuple[int, int]]:
+    """Wait for every child that has ended, adopted ones too: its pid and exit code, by a signal negative."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, os.waitstatus_to_exitcode(status)

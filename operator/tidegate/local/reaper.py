@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tidegate.local.layout import set_aside
-from tidegate.local.process import bound_to_parent, children
+from tidegate.local.process import bound_to_parent, children, collected
 
 _SETTLE_S = 0.02
 
@@ -56,13 +56,7 @@ class Reaper:
             await asyncio.sleep(_SETTLE_S)
 
     def _collect(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, code in collected():
             ended = self._known.pop(pid, None)
             if ended is not None and not ended.done():
-                ended.set_result(os.waitstatus_to_exitcode(status))
+                ended.set_result(code)

@@ -15,6 +15,7 @@ from tidegate.local.kubelet.images import Command, EntryPoint, Program
 from tidegate.local.kubelet.sessions import MARK, kill_marked, kill_sessions
 from tidegate.local.kubelet.template import MAX_MESSAGE, LaunchError
 from tidegate.local.prctl import become_subreaper
+from tidegate.local.process import collected
 
 log = logging.getLogger(__name__)
 
@@ -166,15 +167,8 @@ class Processes:
         return exited
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            code = os.waitstatus_to_exitcode(status)
-            code = code if code >= 0 else 128 - code
+        for pid, ended in collected():
+            code = ended if ended >= 0 else 128 - ended
             if pid == self._template:
                 self._template_ended(code)
             elif (exited := self._waited.pop(pid, None)) is not None:
