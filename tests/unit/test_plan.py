@@ -107,7 +107,7 @@ def test_a_full_cluster_says_how_many_gpus_are_missing_for_whom():
     (short,) = made.unmet
     assert (short.lane, short.replicas, short.gpus, short.reason) == (CHAT, 2, 16, reasons.NO_FREE_BLOCK)
     assert short.message == (
-        "2 replicas (16 GPUs) are missing: needs 8 GPUs on one node; largest free block is 4 on gpu-node-3"
+        "2 replicas (16 GPUs) missing: needs 8 GPUs on one node; largest free block is 4 on gpu-node-3"
     )
     assert [(d.kind, d.object, d.reason) for d in made.decisions] == [
         ("blocked", "ns/a", reasons.NO_FREE_BLOCK)

@@ -140,7 +140,7 @@ CASES = {
     "below its floor": (
         {"plan": plan_of(1, 0, (SHORT,)), "high": LaneView(1, 0)},
         ("False", "NoFreeBlock"),
-        "misses 2 GPUs",
+        "class high is below its minReplicas: needs 2 GPUs",
     ),
     "wants more than its floor": ({"plan": plan_of(1, 0, (SHORT,))}, ("True", "Ready"), "high 1/1"),
 }
@@ -166,7 +166,7 @@ def test_a_models_status_has_its_classes() -> None:
 def test_missing_gpus_and_conflicts_are_conditions_of_their_own() -> None:
     outcome = Outcome(conflicts=["Deployment m-high: spec.replicas (applied by other)"])
     found = {c["type"]: c for c in status_of(plan=plan_of(1, 0, (SHORT,)), outcome=outcome)["conditions"]}
-    assert found["GPUsMissing"]["message"] == "high misses 2 GPUs: needs 2 GPUs on one node"
+    assert found["GPUsMissing"]["message"] == "class high: needs 2 GPUs on one node"
     assert "applied by other" in found["Conflict"]["message"]
 
 

@@ -41,7 +41,7 @@ def model_status(
         text = "left to another field manager: " + "; ".join(sorted(outcome.conflicts))
         extras.append(Extra("Conflict", reasons.FIELD_CONFLICT, text))
     if unmet:
-        text = "; ".join(f"{u.lane.qos_class} misses {u.gpus} GPUs: {u.message}" for u in unmet)
+        text = "; ".join(f"class {u.lane.qos_class}: {u.message}" for u in unmet)
         extras.append(Extra("GPUsMissing", unmet[0].reason, text))
     generation = found.raw["metadata"].get("generation", 0)
     status: Object = {

@@ -114,7 +114,7 @@ def _floor_unmet(case: ModelCase) -> Verdict | None:
     for short in case.unmet:
         name = short.lane.qos_class
         if case.view(name).ready < floors.get(name, 0):
-            text = f"{name} is below its minReplicas and misses {short.gpus} GPUs: {short.message}"
+            text = f"class {name} is below its minReplicas: {short.message}"
             return Verdict("blocked", short.reason, text)
     return None
 

@@ -175,7 +175,8 @@ class _Result:
             return
         reason, text = share.refusal
         gpus = missing * share.want.lane.gpus
-        message = f"{missing} replicas ({gpus} GPUs) are missing: {text}"
+        replicas = "1 replica" if missing == 1 else f"{missing} replicas"
+        message = f"{replicas} ({gpus} GPUs) missing: {text}"
         self._unmet.append(Unmet(key, pool, missing, gpus, reason, message))
         if self._memory.blocked.get(key) != reason:
             self._tell(key, pool, "blocked", reason, message, applied)
