@@ -28,6 +28,7 @@ def row(
     *,
     at_most: float | None = None,
     at_least: float | None = None,
+    between: tuple[float, float] | None = None,
     claims: bool = True,
 ) -> Row:
     """The median of some samples with their range, held against a target.
@@ -38,6 +39,7 @@ def row(
         unit: of the samples and the target.
         at_most: the target, where less is better.
         at_least: the target, where more is better.
+        between: the target, where being near is what counts: (least, most).
         claims: False for a quick run, which shows that it runs and claims nothing.
     """
     value = median(samples)
@@ -47,6 +49,8 @@ def row(
         target, met = f"≤ {at_most:g}", value <= at_most
     if at_least is not None:
         target, met = f"≥ {at_least:g}", value >= at_least
+    if between is not None:
+        target, met = f"{between[0]:.4g}–{between[1]:.4g}", between[0] <= value <= between[1]
     return Row(
         figure=figure,
         value=round(value, 4),
