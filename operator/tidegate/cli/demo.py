@@ -20,7 +20,7 @@ def demo(
     gpus: Annotated[int, typer.Option(min=1, help="GPUs a node.")] = 4,
     calm: Annotated[float, typer.Option(min=1, help="Seconds before the rush.")] = 15.0,
     rush: Annotated[float, typer.Option(min=1, help="Seconds of the rush.")] = 35.0,
-    after: Annotated[float, typer.Option(min=1, help="Seconds after the rush.")] = 25.0,
+    after: Annotated[float, typer.Option(min=1, help="Seconds after the rush.")] = 35.0,
     backlog: Annotated[int, typer.Option(min=1, help="Batch requests outstanding.")] = 256,
     seed: Annotated[int, typer.Option(help="Where in the traces the load begins.")] = 1,
     keep: Annotated[bool, typer.Option("--keep", help="Leave it running at the end, and say where.")] = False,

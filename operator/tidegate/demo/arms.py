@@ -15,7 +15,7 @@ import httpx
 from tidegate.demo.facts import Frame, gather
 from tidegate.load.scenario import Scenario
 
-_NICE = -5
+_NICE = -10
 """The load generator goes first where the system allows it: a late sender measures itself."""
 
 

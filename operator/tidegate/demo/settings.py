@@ -26,7 +26,7 @@ class Settings:
     cold_start_s: float = 4.0
     calm_s: float = 15.0
     rush_s: float = 35.0
-    after_s: float = 25.0
+    after_s: float = 35.0
     outstanding: int = 256
     seed: int = 1
     keep: bool = False

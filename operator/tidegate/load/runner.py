@@ -17,6 +17,9 @@ from tidegate.load.traffic import Request, requests
 BYTES_PER_TOKEN = 4
 """English text has about four bytes a token; the emulated engine counts the same way."""
 
+RAMP_S = 1.0
+"""The clients of a closed loop start over this time: all at once they would delay the open loops."""
+
 _FILLER = "the tide turns and the gate holds while every boat finds room in the harbour. " * 400
 
 
@@ -91,6 +94,7 @@ async def _stream(
         await asyncio.sleep(max(0.0, state.started + stream.start_s - time.monotonic()))
         for _ in range(stream.outstanding):
             pending.add(asyncio.create_task(_loop(source, stream, session, state, end)))
+            await asyncio.sleep(RAMP_S / stream.outstanding)
     else:
         for request in source:
             due = state.started + (request.at_s or 0.0)
