@@ -29,6 +29,7 @@ from tidegate.sim.gate import (
     workload,
 )
 from tidegate.sim.promise import Promise
+from tidegate.sim.serve import serve
 
 ARMS = gate_arms(LLAMA3_8B_A100)
 LENGTHS = code_lengths()
@@ -40,11 +41,11 @@ WAVE = {"FCFS-256": 0.819, "EDF-256": 0.841}
 """QoServe's shares missed on the square wave."""
 START = {
     "FCFS-256": 1.8,
+    "FCFS-2048": 2.9,
     "EDF-256": 2.8,
     "EDF-2048": 4.1,
-    "QoServe": 3.9,
     "EDF-dynamic": 3.9,
-    "FCFS-2048": 3.9,
+    "QoServe": 3.9,
 }
 """Where the search for a goodput begins; where it ends does not depend on it."""
 
@@ -71,7 +72,7 @@ class Bench:
         )
         return result
 
-    def goodput(self, arm: Arm, promises: Sequence[Promise] = PROMISES) -> list[float]:
+    def goodput(self, arm: Arm, start: float, promises: Sequence[Promise] = PROMISES) -> list[float]:
         """By seed, the rate where the worst class misses 1%."""
 
         def of(seed: int) -> float:
@@ -79,7 +80,17 @@ class Bench:
                 phases = constant(rate, self.requests)
                 return self.point(arm, phases, seed, promises, f"{rate:g}/s").worst
 
-            return crossing(worst, START[arm.name])
+            return crossing(worst, start)
+
+        return [of(seed) for seed in self.seeds]
+
+    def saturated(self, arm: Arm) -> list[float]:
+        """By seed, requests a second that are served when all of the trace is there at once."""
+
+        def of(seed: int) -> float:
+            all_at_once = workload(constant(1e6, len(LENGTHS)), LENGTHS, seed)
+            served = serve(arm.engine(), all_at_once)
+            return len(served) / max(each.outcome.finish_s or math.inf for each in served)
 
         return [of(seed) for seed in self.seeds]
 
@@ -121,7 +132,7 @@ def main() -> None:
 
 
 def quick() -> list[Row]:
-    """Every arm at one rate and on an hour of the wave."""
+    """Every arm at one rate and on half an hour of the wave."""
     bench = Bench([1], 3_000)
     rows = []
     for arm in ARMS.values():
@@ -134,8 +145,8 @@ def quick() -> list[Row]:
 
 
 def goodputs(bench: Bench, *, claims: bool) -> list[Row]:
-    """Goodput of each arm, and the GPUs that a fleet needs in silos and shared."""
-    found = {name: bench.goodput(ARMS[name]) for name in ARMS}
+    """Goodput of each arm, what saturates it, and the GPUs of a fleet."""
+    found = {name: bench.goodput(arm, START[name]) for name, arm in ARMS.items()}
     rows = []
     for name, values in found.items():
         published = GOODPUT.get(name)
@@ -149,19 +160,31 @@ def goodputs(bench: Bench, *, claims: bool) -> list[Row]:
                 claims=claims,
             )
         )
-    # QoServe's silos: people's engines with a small chunk, the others' with a large one.
-    each_per_s = FLEET_PER_S / len(PROMISES)
-    large = ARMS["FCFS-2048"]
-    alone = [
-        bench.goodput(ARMS["FCFS-256"] if promise.ttft_s < math.inf else large, [promise])
-        for promise in PROMISES
+    rows += [
+        row(f"{name}, served when saturated", bench.saturated(ARMS[name]), "requests/s")
+        for name in ("EDF-256", "EDF-2048")
     ]
+    return [*rows, *fleet(bench, found["QoServe"], claims=claims)]
+
+
+def fleet(bench: Bench, shared_per_s: list[float], *, claims: bool) -> list[Row]:
+    """GPUs that a fleet needs in silos, and shared."""
+    # QoServe's silos: people's engines with a small chunk, the others' with a large one.
+    small, large = ARMS["FCFS-256"], ARMS["FCFS-2048"]
+    people, soon, later = PROMISES
+    alone = [
+        bench.goodput(small, START[small.name], [people]),
+        bench.goodput(large, 4.0, [soon]),
+        bench.goodput(large, 4.5, [later]),
+    ]
+    each_per_s = FLEET_PER_S / len(PROMISES)
     silos = [float(sum(math.ceil(each_per_s / rate) for rate in seed)) for seed in zip(*alone, strict=True)]
-    shared = [float(math.ceil(FLEET_PER_S / rate)) for rate in found["QoServe"]]
+    shared = [float(math.ceil(FLEET_PER_S / rate)) for rate in shared_per_s]
     what = f"at {FLEET_PER_S:g} requests/s"
-    rows.append(row(f"GPUs in silos {what}", silos, "GPUs", between=(12, 14), claims=claims))
-    rows.append(row(f"GPUs shared, QoServe {what}", shared, "GPUs", between=(9, 11), claims=claims))
-    return rows
+    return [
+        row(f"GPUs in silos {what}", silos, "GPUs", between=(12, 14), claims=claims),
+        row(f"GPUs shared, QoServe {what}", shared, "GPUs", between=(9, 11), claims=claims),
+    ]
 
 
 def waves(bench: Bench, *, claims: bool) -> list[Row]:

@@ -52,6 +52,12 @@ def test_means_are_of_pairs():
             id="ten slots: forty steps for its decodes",
         ),
         pytest.param(
+            Means(100, 400, 0),
+            EngineConfig(max_num_batched_tokens=100),
+            1 / (5 * 0.01 + 0.05),
+            id="decodes are in the budget: five steps",
+        ),
+        pytest.param(
             Means(100, 400, 400_000),
             EngineConfig(num_blocks=5001),
             1 / (5 * 0.01 + 0.05),
@@ -61,6 +67,21 @@ def test_means_are_of_pairs():
 )
 def test_hand_made_cases(batch, config, expected):
     assert bound(batch, SIMPLE, config).requests_per_s == pytest.approx(expected)
+
+
+def test_the_knee_is_kept_to():
+    """Small steps are dearer a token, large ones cost what the fit says: nothing is taken from both."""
+    full_s = FIT.seconds(2048, 0)
+    assert full_s < 4 * FIT.seconds(512, 0)
+    assert bound(Means(2048, 0, 0), FIT, CONFIG).requests_per_s == pytest.approx(1 / full_s)
+
+
+def test_a_decode_never_gives_time_back():
+    published, clamped = FIT, replace(FIT, high=replace(FIT.high, per_decode_s=-FIT.high.per_token_s))
+    assert published.high.per_decode_s < clamped.high.per_decode_s
+    answers = [bound(means(SUMMARIES), fit, CONFIG, means(CHAT), 2.0) for fit in (published, clamped)]
+    assert answers[0] == answers[1]
+    assert "slots, high" in answers[0].prices, "large steps carry decodes here"
 
 
 def test_interactive_load_is_taken_off_what_is_left():

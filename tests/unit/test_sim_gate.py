@@ -34,7 +34,7 @@ def test_prompts_have_the_median_and_tail_of_the_published_trace():
 def test_every_pack_deals_the_whole_trace_shuffled():
     arrivals = itertools.islice(workload(constant(10.0, 20_000), LENGTHS, 3), len(LENGTHS))
     dealt = [(a.request.prompt_tokens, a.request.output_tokens) for a in arrivals]
-    assert dealt != LENGTHS
+    assert dealt not in (LENGTHS, LENGTHS[::-1])
     assert sorted(dealt) == sorted(LENGTHS)
 
 
@@ -53,6 +53,8 @@ def test_arrivals_are_poisson_and_classes_equally_likely():
     assert mean(g * g for g in gaps) == pytest.approx(2 * 0.25**2, rel=0.05)
     for promise in PROMISES:
         assert mean(a.promise == promise for a in arrivals) == pytest.approx(1 / 3, abs=0.01)
+    alike = mean(a.promise == b.promise for a, b in itertools.pairwise(arrivals))
+    assert alike == pytest.approx(1 / 3, abs=0.01), "a class says nothing of the next one's"
 
 
 def test_the_square_wave_starts_low_and_ends_high():

@@ -96,8 +96,8 @@ def test_work_done_brings_a_prompt_forward():
     model = engine(order=DeadlineAndWork())
     model.add(Request("begun", 128, 1), 0.0, SOON)
     step(model)
-    # Due 0.3 s later with 36 tokens less: its key was behind the first prompt's, and now is not.
-    model.add(Request("new", 92, 1), 0.3, SOON)
+    # Keys 6 + 8 ms × 64 and 6.3 + 8 ms × 60; before its first chunk the other's was 6 + 8 ms × 128.
+    model.add(Request("new", 60, 1), 0.3, SOON)
     assert first_served(model, 0.3) == "begun"
 
 
@@ -107,6 +107,7 @@ def test_work_done_brings_a_prompt_forward():
         pytest.param(inf, 0, 9000, 2552, id="no decode: the largest"),
         pytest.param(10.0, 5, 9000, 2552, id="room enough: the largest"),
         pytest.param(0.1, 5, 9000, 768, id="100 ms: 768 take 82 with the margin's 98"),
+        pytest.param(0.09, 5, 9000, 512, id="90 ms: too little for 768 with its margin"),
         pytest.param(0.05, 5, 9000, 256, id="50 ms"),
         pytest.param(-1.0, 5, 9000, 128, id="late already: the least"),
         pytest.param(0.1, 5, 300, 2552, id="a short queue makes a short step, whatever the chunk"),
@@ -140,6 +141,26 @@ def test_the_dynamic_chunk_looks_at_the_token_that_is_due_first():
     step(model, 2.0)
     # Arrival 1, deadline 6, and its third token (i = 2) comes next: 50 ms × 3.
     assert seen == [inf, pytest.approx(1 + 6 + 0.05 * 3)]
+
+
+def test_a_chunk_is_chosen_by_what_the_step_would_compute():
+    seen = []
+
+    class Spy:
+        def tokens(self, batch: Batch, now: float) -> int:
+            seen.append(batch)
+            return 50
+
+    model = Sarathi(Fcfs(), Spy())
+    model.add(Request("a", 80, 3), 0.0)
+    model.add(Request("b", 70, 3), 0.0)
+    for _ in range(3):
+        step(model)
+    assert [(b.prompt_tokens, b.head_context, b.decodes, b.decode_context) for b in seen] == [
+        (150, 0, 0, 0),
+        (100, 50, 0, 0),
+        (50, 20, 1, 80),
+    ]
 
 
 def test_the_doomed_go_behind_all_others_once_and_are_served():

@@ -179,18 +179,19 @@ class Sarathi:
             self._prompt_tokens -= tokens
             whole = job.computed == job.prompt
             plan.work.append(Work(job, tokens, whole))
-            if not whole:
-                self._push(job)
-            elif job.output > 1:
+            if whole:
                 self._decoding.append(job)
+            else:
+                self._push(job)
 
     def _head(self, now: float) -> Job | None:
         """The prompt to serve next, after the doomed before it were put behind all others."""
+        relegation = self._relegation
         while self._prompts:
             job = self._prompts[0][1]
             # Judged once, and never when a part of it is computed: that would be thrown away.
-            judged = self._relegation is None or job.computed > 0 or job.key[0] == 1
-            if judged or self._relegation is None or not self._relegation.doomed(job, now):
+            begun_or_judged = job.computed > 0 or job.key[0] == 1
+            if relegation is None or begun_or_judged or not relegation.doomed(job, now):
                 return job
             job.key = (1, job.key[1], job.key[2])
             heapq.heapreplace(self._prompts, (job.key, job))
