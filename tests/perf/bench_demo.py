@@ -63,8 +63,10 @@ def main() -> None:
             "load generator late, at most", [s["load_lag_ms"] for s in runs], "ms", at_most=20, claims=claims
         ),
     ]
-    for action in ("borrows", "reclaims", "rebalances"):
-        rows.append(row(action, [float(s[action]) for s in runs], "a run", at_least=1, claims=claims))
+    rows += [
+        row(action, [float(s[action]) for s in runs], "a run", at_least=1, claims=claims)
+        for action in ("borrows", "reclaims", "rebalances")
+    ]
     record("demo", rows)
 
 
