@@ -42,7 +42,8 @@ def worlds(draw):
         for qos in draw(st.lists(st.sampled_from(sorted(CLASSES)), min_size=1, unique=True)):
             low = draw(st.integers(0, 2))
             high = draw(st.one_of(st.none(), st.integers(low, 6)))
-            lanes.append(lane(name, qos, size, min_replicas=low, max_replicas=high))
+            pin = draw(st.sampled_from([None, None, None, 0, 1, 4]))
+            lanes.append(lane(name, qos, size, min_replicas=low, max_replicas=high, pinned=pin))
             demand[lanes[-1].key] = draw(LOADS)
         models.append(model(name, *lanes))
     return World(Pool("p", nodes, tuple(kept)), tuple(models), demand)
@@ -102,6 +103,27 @@ def test_it_converges_and_then_nothing_moves(world, other, forget):
     for pod in world.pods:
         used[pod.node] += pod.gpus
     assert all(used[n.name] <= n.gpus for n in world.pool.nodes)
+
+
+@SETTINGS
+@given(worlds(), worlds(), st.integers(1, 6), st.booleans())
+def test_from_any_state_nobody_waits_in_vain(world, other, steps, forget):
+    """Also from the middle of a change: pins and demand move while pods are on their way."""
+    world.run(steps)
+    pins = [x.pinned for m in other.models for x in m.lanes]
+    world.models = tuple(
+        replace(m, lanes=tuple(replace(x, pinned=pins[i % len(pins)]) for i, x in enumerate(m.lanes)))
+        for m in world.models
+    )
+    for key, demand in zip(sorted(world.demand), other.demand.values(), strict=False):
+        world.demand[key] = demand
+    world.run(2)
+    world.forget = forget
+    world.run(40)
+    for _ in range(6):
+        before = world.replicas_by_lane()
+        world.step()
+        assert (world.pending(), world.replicas_by_lane()) == ([], before)
 
 
 @SETTINGS

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from tidegate.core.plan import plan
 from tidegate.core.plan.types import Demand, Lane, LaneKey, LanePlan, Memory, Model, Plan, Policy, Snapshot
-from tidegate.core.quota import standings
+from tidegate.core.quota import Standing, standings
 from tidegate.core.types import Node, Objectives, Pod, Pool, QoSClass, Reclaim, Reservation
 
 CLASSES = {
@@ -98,6 +98,9 @@ class World:
     def replicas(self, name: str, qos: str) -> int:
         return next(x.replicas for m in self.models for x in m.lanes if x.key == LaneKey("ns", name, qos))
 
+    def replicas_by_lane(self) -> dict[LaneKey, int]:
+        return {x.key: x.replicas for m in self.models for x in m.lanes}
+
     def running(self, name: str, qos: str) -> int:
         key = LaneKey("ns", name, qos)
         return sum(p.lane == key and p.node is not None and not p.terminating for p in self.pods)
@@ -112,6 +115,9 @@ class World:
             ))
             for m in self.models
         )  # fmt: skip
+        # As the controller marks them; the drain itself is over at once here.
+        leaving = {(key[0], name) for key, p in lanes.items() for name in p.leaving}
+        self.pods = [replace(p, draining=(p.namespace, p.name) in leaving) for p in self.pods]
 
     def _kubelet(self) -> None:
         self.pods = [
@@ -129,7 +135,7 @@ class World:
                     Pod(uid, uid, "ns", x.gpus, self.now, x.key.qos_class, x.key.model,
                         priority=CLASSES[x.key.qos_class].priority, lane_minimum=x.min_replicas)
                 )  # fmt: skip
-            mine.sort(key=lambda p: (p.node is not None, p.ready, -p.created_s))
+            mine.sort(key=lambda p: (p.node is not None, p.ready, not p.draining, -p.created_s))
             self._end(mine[: max(len(mine) - x.replicas, 0)])
 
     def _end(self, pods: Iterable[Pod]) -> None:
@@ -152,9 +158,19 @@ class World:
             else:
                 self._preempt(pod, nominated)
 
+    def _claims(self, pod: Pod, stands: Mapping[str, Standing], alive: list[Pod]) -> bool:
+        """The extender's rule: only a reservation that covers the pod and has room gives pods up."""
+        for r in self.pool.reservations:
+            used = sum(p.gpus for p in alive if stands[p.uid].reservation == r.name)
+            if r.covers(pod.qos_class or "", pod.namespace) and r.gpus - used >= pod.gpus:
+                return True
+        return False
+
     def _preempt(self, pod: Pod, nominated: dict[str, int]) -> None:
         alive = [p for p in self.pods if p.node and not p.terminating]
         stands = standings(alive, self.pool.reservations, CLASSES)
+        if not self._claims(pod, stands, alive):
+            return
         for node in self.pool.nodes:
             here = [p for p in self.pods if p.node == node.name]
             going = sum(p.gpus for p in here if p.terminating)

@@ -12,6 +12,7 @@ from tidegate.controller.drift import claims, fingerprint, without
 from tidegate.controller.history import Decisions, Moves, preemptions
 from tidegate.controller.pods import lane_view, trouble
 from tidegate.controller.poolreport import report
+from tidegate.core.place import View
 from tidegate.core.plan.types import Decision, LaneKey
 from tidegate.core.types import Node, Pod, Pool, QoSClass, Reclaim, Reservation
 
@@ -274,3 +275,25 @@ def test_lane_view_and_its_trouble() -> None:
     assert trouble(deployment, [{"metadata": {"name": "p"}, "status": {"conditions": [unplaced]}}]) == (
         "pod p has no place: 0/4 nodes"
     )
+
+
+def test_a_pool_counts_a_reservation_as_the_extender_does():
+    """What waits takes nobody's place, and what goes uses nothing up; a claim is room beside what stands."""
+    def pod(uid, created, **more):
+        values = {"node": "n0", "qos_class": "gold", "model": "m"} | more
+        return Pod(uid, uid, "ns", 2, float(created), **values)
+
+    pool = Pool("p", (Node("n0", 16),), (Reservation("r", "gold", 6),))
+    pods = [pod("waits-first", 0, node=None), pod("goes", 1, terminating=True), pod("a", 2), pod("b", 3),
+            pod("waits-last", 4, node=None)]  # fmt: skip
+    classes = {"gold": QoSClass("gold", 1000)}
+    view = View(pool, classes)
+    for p in pods:
+        if p.node:
+            view.place(p)
+    (found,) = report(pool, pods, classes).reservations
+    assert (found.in_use, found.unmet) == (4, 2)
+    assert found.reserved - found.in_use == view.unmet()["r"] == 2
+    view.place(pod("c", 5))
+    (found,) = report(pool, [*pods, pod("c", 5)], classes).reservations
+    assert (found.in_use, found.unmet, view.after(pods[0]).claim) == (6, 0, None)

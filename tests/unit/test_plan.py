@@ -181,7 +181,7 @@ def test_the_youngest_borrowed_pods_that_ran_long_enough_go():
                         {S: load(2), B2: BACKLOG})  # fmt: skip
     made = planned(snapshot)
     assert made.lanes[S].replicas == 1
-    assert "1 borrowed pods have not run for their class's minRuntime yet" in made.unmet[0].message
+    assert "1 borrowed pod has not run for their class's minRuntime yet" in made.unmet[0].message
     later = planned(snapshot, now=200.0)
     assert later.lanes[S].replicas == 2
 

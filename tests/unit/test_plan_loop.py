@@ -1,10 +1,12 @@
 """Plans applied again and again, with a scheduler that preempts: does it converge and stay calm?"""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from support.plan_world import BACKLOG, QUIET, World, lane, load, model, pool
+from tidegate.core import reasons
 from tidegate.core.plan.types import LaneKey
 
 CHAT = LaneKey("ns", "a", "interactive")
@@ -131,3 +133,79 @@ def test_a_rush_uses_the_models_own_batch_replicas_and_moves_no_pod():
     w.demand[b] = QUIET
     w.run(30)
     assert w.running("a", "interactive") + w.running("a", "batch") >= 4, "the carriers stay"
+
+
+def pinned(w, **replicas):
+    """Pin lanes by `model_class`, as `spec.scaling.replicas` does."""
+    w.models = tuple(
+        replace(m, lanes=tuple(
+            replace(x, pinned=replicas.get(f"{m.name}_{x.key.qos_class}", x.pinned)) for x in m.lanes
+        ))
+        for m in w.models
+    )  # fmt: skip
+
+
+def both(name, **standard):
+    return lane(name, "standard", **standard), lane(name, "batch")
+
+
+def test_pins_beyond_a_reservation_are_served_by_the_plan_and_nobody_waits_in_vain():
+    w = World(
+        pool(reserved={"interactive": 8, "standard": 4}),
+        (
+            model("chat", lane("chat", "interactive", min_replicas=1), *both("chat")),
+            model("code", lane("code", "interactive"), *both("code", min_replicas=1)),
+            model("triton", lane("triton", "standard", gpus=1)),
+        ),
+        {
+            LaneKey("ns", m, c): QUIET
+            for m in ("chat", "code", "triton") for c in ("interactive", "standard", "batch")
+        } | {LaneKey("ns", "code", "batch"): BACKLOG},
+    )  # fmt: skip
+    w.run(10)
+    assert w.running("code", "batch") >= 5
+    pinned(w, chat_interactive=4, chat_standard=2, code_interactive=4)
+    last = w.run(30)
+    assert w.pending() == []
+    # 8 reserved GPUs and the 4 that nobody reserved, in replicas of 2.
+    assert w.running("chat", "interactive") + w.running("code", "interactive") == 6
+    assert w.running("code", "batch") == 0
+    short = [u for u in last.unmet if u.lane.qos_class == "interactive"]
+    assert sum(u.replicas for u in short) == 2
+    assert {u.reason for u in short} == {reasons.NO_FREE_BLOCK}
+    assert len({tuple(sorted(step.items())) for step in w.history[-10:]}) == 1
+    assert w.preempted <= 5, "only what the reservations asked back"
+
+
+def test_what_nobody_reserved_changes_hands_by_lowering_and_is_raised_only_once_free():
+    w = World(
+        pool(1), (model("a", lane("a", "interactive")), model("b", lane("b", "batch"))),
+        {CHAT: QUIET, B: BACKLOG}, drain_s=3.0,
+    )  # fmt: skip
+    w.run(5)
+    assert w.running("b", "batch") == 2
+    w.demand[CHAT] = load(1)
+    first = w.step()
+    assert (first.lanes[B].replicas, first.lanes[B].reason) == (1, reasons.HANDS_OVER)
+    assert (first.lanes[CHAT].replicas, first.unmet[0].reason) == (0, reasons.WAITS_FOR_GPUS)
+    assert len(first.lanes[B].leaving) == 1
+    for _ in range(8):
+        w.step()
+        assert w.pending() == []
+    assert (w.running("a", "interactive"), w.running("b", "batch"), w.preempted) == (1, 1, 0)
+    w.demand[CHAT] = QUIET
+    w.run(20)
+    assert (w.running("b", "batch"), w.pending()) == (2, [])
+
+
+def test_the_replicas_that_stand_in_the_way_of_a_whole_block_go():
+    """Two single GPUs on one node are handed over, not any two of the lane."""
+    w = World(
+        pool(3, 2), (model("a", lane("a", "interactive", gpus=2)), model("b", lane("b", "batch", gpus=1))),
+        {CHAT: QUIET, B: BACKLOG},
+    )  # fmt: skip
+    w.run(5)
+    w.demand[CHAT] = load(1)
+    w.run(12)
+    assert (w.running("a", "interactive"), w.running("b", "batch"), w.preempted) == (1, 4, 0)
+    assert w.pending() == []

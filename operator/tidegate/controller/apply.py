@@ -234,7 +234,7 @@ async def apply_finalizers(kube: Kube, world: World, facts: Facts, wrote: Callab
                 world.written(kind, await kube.merge(kind, name, patch))
                 wrote(kind.name)
             except ApiError as error:
-                if error.status != 404:
+                if error.status not in (404, 409):  # gone, or changed since: seen again in the next period
                     log.warning("%s %s: finalizer: %s; again in the next period", kind.name, name, error)
 
 

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -137,6 +138,7 @@ class PodNotes:
             # Not ours to lower now, so nothing is emptied either.
             return Drain(current, unmark=tuple(r.name for r in seen if r.marked_s is not None))
         limit = limit_s(lane.objectives or qos.objectives)
+        seen = [replace(r, asked=r.name in step.leaving) for r in seen]
         result = drain(step.replicas, current, seen, limit, now)
         late = [r for r in seen if r.name in result.release and not r.empty]
         for r in late:

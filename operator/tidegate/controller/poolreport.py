@@ -47,27 +47,34 @@ def report(pool: Pool, pods: Iterable[Pod], classes: Mapping[str, QoSClass]) -> 
     A reservation *lends* what is reserved, not used by its own pods, and used by others: GPUs used
     outside every reservation, less those that nobody reserved. It is counted against reservations
     from the lowest class up, since those are what a borrower may reach last.
-    `unmet` is what pods that wait ask of it.
+
+    `in_use` is what stands in it by the extender's count: pods that are placed and not going, the
+    oldest first. `unmet` is what pods that wait may claim of the rest; whoever waits beyond that has
+    no claim.
     """
     pods = list(pods)
-    stands = standings(pods, pool.reservations, classes)
     placed = [p for p in pods if p.node]
+    stands = standings(placed, pool.reservations, classes)
     used, borrowed = defaultdict[str, int](int), defaultdict[str, int](int)
     in_use, waiting, outside = defaultdict[str, int](int), defaultdict[str, int](int), 0
-    for pod in pods:
+    for pod in placed:
         stand = stands[pod.uid]
-        if not pod.node:
-            if stand.reservation:
-                waiting[stand.reservation] += pod.gpus
-            continue
         if pod.qos_class:
             used[pod.qos_class] += pod.gpus
+        if pod.terminating:
+            continue
         if stand.reservation:
             in_use[stand.reservation] += pod.gpus
         else:
             outside += pod.gpus
             if stand.borrowed and pod.qos_class:
                 borrowed[pod.qos_class] += pod.gpus
+    for pod in sorted((p for p in pods if not p.node and not p.terminating), key=lambda p: p.age_key):
+        for r in pool.reservations:
+            room = r.gpus - in_use[r.name] - waiting[r.name]
+            if r.covers(pod.qos_class or "", pod.namespace) and room >= pod.gpus:
+                waiting[r.name] += pod.gpus
+                break
     unreserved = max(0, pool.capacity - sum(r.gpus for r in pool.reservations))
     lent = _lent(pool, classes, in_use, max(0, outside - unreserved))
     by_reservation = _borrowed_by_reservation(pool, placed, {u for u, s in stands.items() if s.borrowed})

@@ -112,7 +112,7 @@ def standings(
         home = None
         for r in ordered:
             qos = classes.get(pod.qos_class or "")
-            if qos and r.covers(qos.name, pod.namespace) and room[r.name] >= pod.gpus:
+            if qos and not pod.terminating and r.covers(qos.name, pod.namespace) and room[r.name] >= pod.gpus:
                 home, room[r.name] = r.name, room[r.name] - pod.gpus
                 break
         result[pod.uid] = standing(home, pod.uid in reclaimable)

@@ -21,6 +21,10 @@ BORROWS_IDLE: Final = "BorrowsIdleGPUs"
 RECLAIMS: Final = "ReclaimsLentGPUs"
 BEING_RECLAIMED: Final = "BeingReclaimed"
 RECLAIMED: Final = "Reclaimed"
+WAITS_FOR_GPUS: Final = "WaitsForGPUs"
+"""It has its place as soon as those who stand there have gone."""
+HANDS_OVER: Final = "HandsOver"
+"""A lane gives GPUs that nobody reserved to a higher class: it is lowered, nobody is evicted."""
 
 # Held as it is: nothing is taken away.
 PAUSED: Final = "Paused"

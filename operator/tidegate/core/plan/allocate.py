@@ -2,8 +2,11 @@
 
 Counting comes first (`quotas`: who may have how many), then room on a node (`board`). A replica
 that runs is kept where it is before a new one is placed. A new one takes the fullest node that
-holds it, and only if there is none displaces borrowed pods of lower classes. Nobody is evicted by
-this: it says how many replicas have a place, and kube-scheduler and the extender choose the node.
+holds it. Where there is none, borrowed pods of lower classes make room, in one of two ways.
+Preemption serves reservations only: a replica with a claim (room in a reservation of its class) is
+granted at once, and kube-scheduler and the extender evict for it. GPUs that nobody reserved change
+hands by the plan: the borrower's lane hands replicas over, that is it is lowered, and the new replica
+waits until its place is really free. So no pod waits for what nobody will give.
 """
 
 import heapq
@@ -24,9 +27,11 @@ _EVERYTHING = 1 << 30
 class Share:
     """What one lane got.
 
-    `granted` replicas have a place, `displacing` of them only once borrowed pods are gone;
-    `borrowing` of them stand outside of reservations and can be taken back. `bound` pods run now,
-    and `displaced` of those were given to others. `refusal` is why it has no more.
+    `granted` replicas have a place, `displacing` of them only once borrowed pods are evicted;
+    `borrowing` of them stand outside of reservations and can be taken back. `awaited` ones are not
+    granted yet: their place is held, and somebody stands there still. `bound` pods run now;
+    `displaced` of those are evicted for others, and `handed` (names) are to be drained for others.
+    `refusal` is why it has no more.
     """
 
     want: Want
@@ -36,11 +41,18 @@ class Share:
     displacing: int = 0
     borrowing: int = 0
     displaced: int = 0
+    awaited: int = 0
+    handed: list[str] = field(default_factory=list)
     refusal: Refusal | None = None
 
     def reclaimable(self) -> bool:
         """Whether the next replica could be given up."""
-        return reclaimable(self.want, self.granted)
+        return reclaimable(self.want, self.placed)
+
+    @property
+    def placed(self) -> int:
+        """Replicas that have a place, or will have."""
+        return self.granted + self.awaited
 
     @property
     def next_seat(self) -> Seat | None:
@@ -117,8 +129,8 @@ class _Round:
     """One class's turn in one stage: what cannot be found any more is not looked for again."""
 
     stage: Stage
-    no_block: dict[int, Refusal] = field(default_factory=dict)
-    victims: dict[int, Victims] = field(default_factory=dict)
+    no_block: dict[tuple[int, bool, bool], Refusal] = field(default_factory=dict)
+    victims: dict[tuple[int, bool, bool], Victims] = field(default_factory=dict)
 
 
 def allocate(
@@ -176,11 +188,9 @@ class _Work:
     def strays(self) -> None:
         """Pods of a class but of no lane here: theirs is what may not be taken, no more."""
         for seat in self._board.strays:
-            pod = seat.pod
             if not seat.borrowed:
                 self._board.keep(seat, firm=True)
-                key = LaneKey(pod.namespace, pod.model or "", pod.qos_class or "")
-                self._quotas.grant(key, pod.gpus, reclaimable=False, at=seat.at)
+                self._quotas.keep(_lane_of(seat), seat, reclaimable=False)
 
     def turn(self, stage: Stage, group: list[Share]) -> None:
         """Grant to the lanes of one class: those that run first, then by share of demand met."""
@@ -189,31 +199,32 @@ class _Work:
         for at, share in enumerate(group):
             upto = stage.upto(share.want)
             self._seats(this, share, upto)
-            if share.granted < upto and not stage.only_seats:
-                heap.append((share.granted / upto, share.want.lane.key, at))
+            if share.placed < upto and not stage.only_seats:
+                heap.append((share.placed / upto, share.want.lane.key, at))
         heapq.heapify(heap)
         while heap:
             _, key, at = heapq.heappop(heap)
             share, upto = group[at], stage.upto(group[at].want)
             refusal = self._one(this, share)
-            if stage.displaces or share.refusal is None or share.granted >= share.want.firm:
+            if not share.awaited and (
+                stage.displaces or share.refusal is None or share.granted >= share.want.firm
+            ):
                 share.refusal = refusal  # else the stage that could displace knows better why not
-            if refusal is None and share.granted < upto:
-                heapq.heappush(heap, (share.granted / upto, key, at))
+            if refusal is None and share.placed < upto:
+                heapq.heappush(heap, (share.placed / upto, key, at))
 
     def _seats(self, this: _Round, share: Share, upto: int) -> None:
         """Keep pods that run. Those that may not be taken need nobody's leave."""
-        while share.granted < upto and (seat := share.next_seat) is not None:
-            if share.reclaimable():
-                gpus = share.want.lane.gpus
-                if self._not_allowed(this, share, gpus) is not None:
-                    return
+        while share.placed < upto and (seat := share.next_seat) is not None:
+            at_home = seat.home is not None
+            if share.reclaimable() and self._not_allowed(this, share, seat.pod.gpus, at_home) is not None:
+                return
             self._keep(share, seat)
 
     def _keep(self, share: Share, seat: Seat) -> None:
         firm = not share.reclaimable()
         self._board.keep(seat, firm)
-        borrows = self._quotas.grant(share.want.lane.key, seat.pod.gpus, not firm, seat.at)
+        borrows = self._quotas.keep(share.want.lane.key, seat, not firm)
         share.count(seated=True, borrows=borrows)
         self._count_model(share)
 
@@ -221,73 +232,111 @@ class _Work:
         name = (share.want.model.namespace, share.want.model.name)
         self._of_model[name] = self._of_model.get(name, 0) + 1
 
-    def _not_allowed(self, this: _Round, share: Share, gpus: int) -> Refusal | None:
+    def _not_allowed(self, this: _Round, share: Share, gpus: int, at_home: bool) -> Refusal | None:
         """Why the next replica may not be had, whatever is free."""
         model = share.want.model
         have = self._of_model.get((model.namespace, model.name), 0)
         if model.max_replicas is not None and have >= model.max_replicas:
             return reasons.MODEL_MAXIMUM, f"spec.maxReplicas of the model is {model.max_replicas}"
         key = share.want.lane.key
-        if self._quotas.home(key, gpus) is not None:
+        if at_home:
             return None
         if this.stage.at_home:
             return reasons.RESERVED_FOR_OTHERS, f"the reservations of class {key.qos_class} are used up"
         return self._quotas.refuse(key, gpus, share.reclaimable())
 
     def _one(self, this: _Round, share: Share) -> Refusal | None:
-        """Grant one new replica, or say why not."""
+        """Grant one new replica, or hold a place for it, or say why not."""
         key, gpus = share.want.lane.key, share.want.lane.gpus
-        refusal = self._not_allowed(this, share, gpus) or this.no_block.get(gpus)
+        claim = self._quotas.home(key, gpus) is not None
+        firm = not share.reclaimable()
+        kind = (gpus, firm and not claim, claim)
+        refusal = self._not_allowed(this, share, gpus, claim) or this.no_block.get(kind)
+        if refusal is None and not this.stage.displaces and share.handed:
+            refusal = reasons.HANDS_OVER, "it hands GPUs over to higher classes"
         if refusal is not None:
             return refusal
-        firm = not share.reclaimable()
-        at = self._free_node(key, gpus, guarded=firm and self._quotas.home(key, gpus) is None)
-        if at is None and this.stage.displaces:
-            at = self._displace(this, share)
+        allowed = self._allowed(key, gpus, guarded=kind[1])
+        at, ready = self._free_node(gpus, allowed, now=True), True
         if at is None:
-            this.no_block[gpus] = self._no_block(this, gpus)
-            return this.no_block[gpus]
+            # What the lane asks for already waits for its place rather than going and coming again.
+            at, ready = (
+                self._free_node(gpus, allowed, now=False),
+                claim or share.granted < share.want.lane.replicas,
+            )
+        if at is None and this.stage.displaces and (claim or share.want.reason != reasons.DEMAND_STALE):
+            at, ready = self._displace(this, share, kind, allowed), claim
+        if at is None:
+            this.no_block[kind] = self._no_block(this, kind)
+            return this.no_block[kind]
         self._board.take(at, gpus, firm)
         borrows = self._quotas.grant(key, gpus, not firm, at)
-        share.count(seated=False, borrows=borrows)
+        if ready:
+            share.count(seated=False, borrows=borrows)
+        else:
+            share.awaited += 1
+            text = "the GPUs for it are being emptied; it starts when they are free"
+            share.refusal = reasons.WAITS_FOR_GPUS, text
         self._count_model(share)
         return None
 
-    def _free_node(self, key: LaneKey, gpus: int, guarded: bool) -> int | None:
-        for at in self._board.levels(gpus):
-            if not (guarded and self._quotas.spoils(key, at, gpus)):
-                return at
-        return None
+    def _allowed(self, key: LaneKey, gpus: int, guarded: bool) -> Callable[[int], bool]:
+        return lambda at: not (guarded and self._quotas.spoils(key, at, gpus))
 
-    def _displace(self, this: _Round, share: Share) -> int | None:
+    def _free_node(self, gpus: int, allowed: Callable[[int], bool], *, now: bool) -> int | None:
+        return next((at for at in self._board.levels(gpus, now=now) if allowed(at)), None)
+
+    def _displace(
+        self, this: _Round, share: Share, kind: tuple[int, bool, bool], allowed: Callable[[int], bool]
+    ) -> int | None:
         """Make a block from borrowed pods of lower classes, on the node where the least is lost."""
-        gpus = share.want.lane.gpus
-        if gpus not in this.victims:
-            this.victims[gpus] = self._board.victims(gpus, share.want.qos, self._classes, self._now)
-        found = this.victims[gpus].best()
+        gpus, _, claim = kind
+        if kind not in this.victims:
+            may_go = (lambda _: True) if claim else self._can_hand_over
+            this.victims[kind] = self._board.victims(gpus, share.want.qos, self._classes, self._now, may_go)
+        found = this.victims[kind].best(allowed)
         if found is None:
             return None
         at, seats = found
         for seat in seats:
-            self._give_up(seat)
-        share.displacing += 1
+            self._give_up(seat, evicted=claim)
+        share.displacing += claim
         this.no_block.clear()  # what was freed beyond need may hold a smaller block
         return at
 
-    def _give_up(self, seat: Seat) -> None:
-        self._board.release(seat)
-        pod = seat.pod
-        loser = self._shares.get(LaneKey(pod.namespace, pod.model or "", pod.qos_class or ""))
-        if loser is not None:
-            loser.seats.remove(seat)
-            loser.displaced += 1
+    def _can_hand_over(self, seat: Seat) -> bool:
+        """Only a lane that a plan may lower does."""
+        lane = self._shares.get(_lane_of(seat))
+        return lane is not None and not lane.want.fixed
 
-    def _no_block(self, this: _Round, gpus: int) -> Refusal:
+    def _give_up(self, seat: Seat, *, evicted: bool) -> None:
+        self._board.release(seat)
+        loser = self._shares.get(_lane_of(seat))
+        if loser is None:
+            return
+        loser.seats.remove(seat)
+        if evicted:
+            loser.displaced += 1
+        else:
+            loser.handed.append(seat.pod.name)
+
+    def _no_block(self, this: _Round, kind: tuple[int, bool, bool]) -> Refusal:
+        gpus = kind[0]
         largest, node = self._board.largest()
+        if kind[1] and largest >= gpus:
+            return reasons.RESERVED_FOR_OTHERS, (
+                f"needs {gpus} GPUs on one node for good; wherever they are free a reservation of others"
+                f" would be left without whole blocks (largest free block is {largest} on {node})"
+            )
         text = f"needs {gpus} GPUs on one node; largest free block is {largest}" + (
             f" on {node}" if node else ""
         )
-        young = this.victims[gpus].too_young if gpus in this.victims else 0
+        young = this.victims[kind].too_young if kind in this.victims else 0
         if young:
-            text += f"; {young} borrowed pods have not run for their class's minRuntime yet"
+            who = "1 borrowed pod has" if young == 1 else f"{young} borrowed pods have"
+            text += f"; {who} not run for their class's minRuntime yet"
         return reasons.NO_FREE_BLOCK, text
+
+
+def _lane_of(seat: Seat) -> LaneKey:
+    return LaneKey(seat.pod.namespace, seat.pod.model or "", seat.pod.qos_class or "")

@@ -26,7 +26,8 @@ class Replica:
 
     `in_flight` is None where nobody knows. `marked_s` is since when it is being emptied, None when
     it is not; `empty` that the picker knows of the mark and has nothing there any more. `released`:
-    it was found to be empty, or out of time, before, and is the cheapest to delete.
+    it was found to be empty, or out of time, before, and is the cheapest to delete. `asked`: another
+    lane's replica is planned for its place.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Replica:
     marked_s: float | None = None
     empty: bool = False
     released: bool = False
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,9 @@ def limit_s(objectives: Objectives) -> float:
 def drain(target: int, current: int, replicas: Iterable[Replica], limit: float, now: float) -> Drain:
     """Say how far a lane may be lowered now, and which of its replicas are emptied next.
 
-    Who goes: what is not ready (at once: nothing runs there), what is marked already, then lent
-    before spare before reserved, fewest in flight, the youngest; names break ties. Marks that are
-    needed no more are taken off, and nothing was lost.
+    Who goes: what is not ready (at once: nothing runs there), whose place is asked for, what is marked
+    already, then lent before spare before reserved, fewest in flight, the youngest; names break ties.
+    Marks that are needed no more are taken off, and nothing was lost.
 
     Args:
         target: replicas that the plan wants.
@@ -90,10 +92,10 @@ def drain(target: int, current: int, replicas: Iterable[Replica], limit: float, 
     )
 
 
-def _goes_first(r: Replica) -> tuple[bool, bool, bool, int, float, float, str]:
+def _goes_first(r: Replica) -> tuple[bool, bool, bool, bool, int, float, float, str]:
     running = float("inf") if r.in_flight is None else r.in_flight
     unmarked = r.marked_s is None
-    return (r.ready, not r.released, unmarked, _ORDER[r.ground], running, -r.created_s, r.name)
+    return (r.ready, not r.released, not r.asked, unmarked, _ORDER[r.ground], running, -r.created_s, r.name)
 
 
 def _done(r: Replica, limit: float, now: float) -> bool:

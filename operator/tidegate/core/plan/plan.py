@@ -1,5 +1,9 @@
 """`plan`: from what is, to how many replicas each lane gets and which lane serves whom.
 
+Who gives GPUs. Preemption serves reservations only; GPUs that nobody reserved change hands by the
+plan: the borrower's lane is lowered (its pods are drained, see `drain`), and the lane above is raised
+once the place is free.
+
 Who reclaims. A lane that wants lent GPUs back is raised; kube-scheduler and the extender evict the
 borrower's pods; nobody else deletes them. The plan is made from what is seen, so a restart in the
 middle changes nothing. For a borrower B that runs b pods, asks for R, and has a place for G < R:
@@ -14,6 +18,8 @@ middle changes nothing. For a borrower B that runs b pods, asks for R, and has a
                                                          as C lets go of them for a moment
     bound            b > G                   b           only the scheduler takes what runs
     gone             b < R, free blocks      up to R     B's pods that pend find the GPUs idle
+    without a claim  b = R, h of them asked  R − h       nobody evicts for C: B hands h pods over, and
+                                                         C is raised when they have gone
 
 A lane whose own demand fell is lowered by the plan: it gives up its own pods.
 """
@@ -178,7 +184,7 @@ class _Result:
         replicas = "1 replica" if missing == 1 else f"{missing} replicas"
         message = f"{replicas} ({gpus} GPUs) missing: {text}"
         self._unmet.append(Unmet(key, pool, missing, gpus, reason, message))
-        if self._memory.blocked.get(key) != reason:
+        if reason != reasons.WAITS_FOR_GPUS and self._memory.blocked.get(key) != reason:
             self._tell(key, pool, "blocked", reason, message, applied)
 
     def tell_weights(self, shares: Mapping[LaneKey, tuple[Weight, ...]]) -> None:
@@ -220,14 +226,16 @@ def _decide(share: Share, waiting: int, enforce: bool) -> tuple[LanePlan, Decisi
         return LanePlan(now, want.need, want.reason, want.message, applied=False), "scale"
     replicas, (reason, text), kind = _replicas(share, waiting)
     if not enforce:
-        text = f"Observe mode, nothing is changed; would be {replicas}: {text}"
+        text = f"{text} (the pool is in mode Observe)"
         return LanePlan(replicas, want.need, reasons.OBSERVED, text, applied=False), kind
-    return LanePlan(replicas, want.need, reason, text), kind
+    return LanePlan(replicas, want.need, reason, text, leaving=tuple(sorted(share.handed))), kind
 
 
 def _replicas(share: Share, waiting: int) -> tuple[int, tuple[str, str], DecisionKind]:
     """The state table of this module."""
     want, now, got = share.want, share.want.lane.replicas, share.granted
+    if share.handed:
+        return _handed_over(share)
     if got >= now:
         return _raised(share)
     refusal = share.refusal or (reasons.NO_FREE_BLOCK, "no free block of GPUs")
@@ -238,6 +246,15 @@ def _replicas(share: Share, waiting: int) -> tuple[int, tuple[str, str], Decisio
     if refusal[0] in _OWN_LIMITS:
         return got, refusal, "scale"
     return _cut(share, waiting, refusal)
+
+
+def _handed_over(share: Share) -> tuple[int, tuple[str, str], DecisionKind]:
+    """A lane is lowered to what runs without the pods that it hands over; what pends would take them back."""
+    want, gone = share.want, len(share.handed)
+    kept = max(share.granted, min(want.lane.replicas, want.target, share.bound - gone))
+    replicas = "1 replica is" if gone == 1 else f"{gone} replicas are"
+    text = f"{replicas} handed over to higher classes, on GPUs that nobody reserved"
+    return kept, (reasons.HANDS_OVER, text), "reclaim"
 
 
 def _cut(share: Share, waiting: int, refusal: tuple[str, str]) -> tuple[int, tuple[str, str], DecisionKind]:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from tidegate.core import reasons
-from tidegate.core.plan.board import Board
+from tidegate.core.plan.board import Board, Seat
 from tidegate.core.plan.types import LaneKey
 from tidegate.core.types import Pool, QoSClass, Reservation
 
@@ -15,7 +15,8 @@ Refusal = tuple[str, str]
 class Quotas:
     """What is used inside and outside of each reservation, as replicas are granted.
 
-    A replica counts in the first of its class's reservations with room. Outside of them,
+    Who runs counts in the reservation where it stands (`core/quota.py`, as for the extender); a new
+    replica in the first of its class's reservations with room, which is its claim. Outside of them,
     one that is not reclaimable may use unreserved GPUs only; a reclaimable one may also stand on
     what classes above it leave idle, as far as `maxLend` and `maxBorrow` allow.
     """
@@ -23,7 +24,7 @@ class Quotas:
     def __init__(
         self, pool: Pool, board: Board, classes: Mapping[str, QoSClass], blocks: Mapping[str, int]
     ) -> None:
-        """Begin with nothing granted.
+        """Begin with nothing granted, and with what stands in reservations counted there.
 
         Args:
             pool: the pool.
@@ -34,6 +35,11 @@ class Quotas:
         self._pool, self._board, self._classes, self._blocks = pool, board, classes, blocks
         self._room = {r.name: r.gpus for r in pool.reservations}
         self.unreserved = pool.capacity - board.foreign - sum(self._room.values())
+        for seat in (*board.strays, *(s for mine in board.seats.values() for s in mine)):
+            if seat.home is not None:
+                self._room[seat.home] -= seat.pod.gpus
+                # What fills a reservation from outside of the pool's capacity leaves its GPUs to others.
+                self.unreserved += seat.pod.gpus if seat.at is None else 0
         self._solid = 0  # granted outside of reservations, not reclaimable
         self._outside: defaultdict[int, int] = defaultdict(int)  # the same and borrowed, by priority
         self._borrowed: defaultdict[str, int] = defaultdict(int)  # by reservation with maxBorrow
@@ -125,25 +131,30 @@ class Quotas:
                 return True
         return False
 
-    def grant(self, key: LaneKey, gpus: int, reclaimable: bool, at: int | None) -> bool:
-        """Account for one replica at a node (None: on a node out of the pool). True when it borrows.
-
-        Call after the board's `take` or `keep`.
-        """
-        if at is None:
-            if (home := self.home(key, gpus)) is not None:
-                # It fills its reservation from outside of the pool's capacity.
-                self._room[home.name] -= gpus
-                self.unreserved += gpus
+    def keep(self, key: LaneKey, seat: Seat, reclaimable: bool) -> bool:
+        """Account for a replica that runs, after the board's `keep`. True when it borrows."""
+        if seat.at is None:
             return False
         if not reclaimable:
-            after = max(self._board.size[at] - self._board.firm[at], 0)
-            self._shape[after + gpus if after + gpus < len(self._shape) else -1] -= 1
-            self._shape[after] += 1
+            self._harden(seat.at, seat.pod.gpus)
+        return seat.home is None and self._beyond(key, seat.pod.gpus, reclaimable)
+
+    def grant(self, key: LaneKey, gpus: int, reclaimable: bool, at: int) -> bool:
+        """Account for a new replica at a node, after the board's `take`. True when it borrows."""
+        if not reclaimable:
+            self._harden(at, gpus)
         home = self.home(key, gpus)
         if home is not None:
             self._room[home.name] -= gpus
             return False
+        return self._beyond(key, gpus, reclaimable)
+
+    def _harden(self, at: int, gpus: int) -> None:
+        after = max(self._board.size[at] - self._board.firm[at], 0)
+        self._shape[after + gpus if after + gpus < len(self._shape) else -1] -= 1
+        self._shape[after] += 1
+
+    def _beyond(self, key: LaneKey, gpus: int, reclaimable: bool) -> bool:
         self._outside[self._classes[key.qos_class].priority] += gpus
         if not reclaimable:
             self._solid += gpus

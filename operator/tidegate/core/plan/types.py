@@ -189,7 +189,8 @@ class LanePlan:
     """What a lane gets, and why.
 
     `wanted` is what its demand asks for, before what exists is considered. Where `applied` is
-    False (Observe, paused, External) `replicas` must not be written.
+    False (Observe, paused, External) `replicas` must not be written. `leaving` names the pods that
+    stand where another lane's replica is to go: these are to go first.
     """
 
     replicas: int
@@ -197,6 +198,7 @@ class LanePlan:
     reason: str
     message: str
     applied: bool = True
+    leaving: tuple[str, ...] = ()
 
 
 DecisionKind = Literal["borrow", "reclaim", "rebalance", "scale", "blocked"]
