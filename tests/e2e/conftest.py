@@ -24,7 +24,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
         gpus_per_node=4,
         parts=EVERYTHING,
         engine_env=ENGINE_ENV,
-        extra_args={"controller": ["--start-time", "1s"]},
         progress=say,
     ) as cluster:
         yield cluster

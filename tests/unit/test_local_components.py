@@ -1,5 +1,6 @@
 """Commands of the components: what each must be told, and that they fit together."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,23 @@ def test_tidegate_scheduler_asks_the_extender() -> None:
             "httpTimeout": "5s",
         }
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags"),
+    [
+        pytest.param({}, ["--start-time", "2s"], id="nobody says"),
+        pytest.param(
+            {"engine_env": {"TIDEGATE_EMULATOR_COLD_START": "0.5"}}, ["--start-time", "1.5s"], id="cold start"
+        ),
+        pytest.param(
+            {"engine_env": {"TIDEGATE_EMULATOR_COLD_START": "long"}}, ["--start-time", "2s"], id="unreadable"
+        ),
+        pytest.param({"extra_args": {"controller": ("--start-time=9s",)}}, [], id="the user says"),
+    ],
+)
+def test_the_controller_knows_how_fast_local_engines_start(
+    settings: dict[str, object], flags: list[str]
+) -> None:
+    command = argv("controller", **settings)
+    assert [x for a, b in pairwise([*command, ""]) if a == "--start-time" for x in (a, b)] == flags

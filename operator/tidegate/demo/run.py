@@ -61,7 +61,6 @@ class Demo:
             nodes=self.settings.nodes,
             gpus_per_node=self.settings.gpus_per_node,
             engine_env={"TIDEGATE_EMULATOR_COLD_START": str(self.settings.cold_start_s)},
-            extra_args={"controller": ["--start-time", f"{self.settings.cold_start_s}s"]},
             progress=self._say,
         )
 

@@ -188,9 +188,19 @@ def _part(c: Context, name: str, *flags: str) -> tuple[str, ...]:
 
 def controller(c: Context) -> Component:
     """The operator; one-second periods, since this cluster is for looking at."""
-    flags = ("--port", str(c.ports["controller"]), "--picker-url", c.url("picker"), "--period", "1s")
+    flags = ["--port", str(c.ports["controller"]), "--picker-url", c.url("picker"), "--period", "1s"]
+    if "--start-time" not in " ".join(c.settings.extra_args.get("controller", ())):
+        flags += ["--start-time", f"{_start_time_s(c.settings.engine_env):g}s"]
     probe = Probe(c.url("controller") + "/readyz")
     return Component("controller", _part(c, "controller", *flags), wave=5, probe=probe)
+
+
+def _start_time_s(engine_env: Mapping[str, str]) -> float:
+    """Seconds that a local replica takes to start: the emulator's own, and one for what is around it."""
+    try:
+        return float(engine_env["TIDEGATE_EMULATOR_COLD_START"]) + 1.0
+    except (KeyError, ValueError):
+        return 2.0
 
 
 def extender(c: Context) -> Component:
