@@ -279,6 +279,7 @@ def test_lane_view_and_its_trouble() -> None:
 
 def test_a_pool_counts_a_reservation_as_the_extender_does():
     """What waits takes nobody's place, and what goes uses nothing up; a claim is room beside what stands."""
+
     def pod(uid, created, **more):
         values = {"node": "n0", "qos_class": "gold", "model": "m"} | more
         return Pod(uid, uid, "ns", 2, float(created), **values)
@@ -297,3 +298,19 @@ def test_a_pool_counts_a_reservation_as_the_extender_does():
     view.place(pod("c", 5))
     (found,) = report(pool, [*pods, pod("c", 5)], classes).reservations
     assert (found.in_use, found.unmet, view.after(pods[0]).claim) == (6, 0, None)
+
+
+def test_a_pod_that_waits_for_gpus_is_no_trouble_of_its_engine() -> None:
+    def pod(text: str) -> Object:
+        unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": text}
+        return {"metadata": {"name": "p"}, "status": {"conditions": [unplaced]}}
+
+    deployment: Object = {"metadata": {"generation": 1}, "spec": {"replicas": 1}, "status": {}}
+    for text in (
+        "0/4 nodes are available: 4 Insufficient nvidia.com/gpu.",
+        "4 tidegate: NoFreeBlock: 0 open",
+    ):
+        view = lane_view(deployment, iter([pod(text)]))
+        assert (view.trouble, view.waits) == ("", f"pod p waits for GPUs: {text}")
+    other = lane_view(deployment, [pod("0/4 nodes: untolerated taint")])
+    assert (bool(other.trouble), other.waits) == (True, "")

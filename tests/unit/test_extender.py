@@ -234,3 +234,17 @@ async def test_decisions_are_counted_by_reason(s: Setting) -> None:
     text = await (await s.client.get("/metrics")).text()
     assert 'tidegate_extender_decisions_total{reason="Placed",verb="filter"} 1.0' in text
     assert 'reason="NoFreeBlock",verb="filter"} 1.0' in text
+
+
+async def test_a_lack_of_claim_is_told_once_a_minute(s: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    s.seen(pod("b1", "bulk", 4, on="n1"))
+    waiting = pod("g1", "silver", 4)
+    with caplog.at_level("INFO", logger="tidegate.extender.desk"):
+        for _ in range(3):
+            await s.preempt(waiting, n1=["uid-b1"])
+            s.now += 10.0
+        told = [r for r in caplog.records if "NoClaim" in r.getMessage()]
+        assert len(told) == 1
+        s.now += 60.0
+        await s.preempt(waiting, n1=["uid-b1"])
+    assert len([r for r in caplog.records if "NoClaim" in r.getMessage()]) == 2

@@ -54,7 +54,7 @@ LANES = {
         pool(reserved={"interactive": 4, "standard": 8}), one(), load(9), 4, reasons.RESERVED_FOR_OTHERS,
     ),
     "blocks are whole": (pool(gpus=3), one(), load(9), 4, reasons.NO_FREE_BLOCK),
-    "no node is large enough": (pool(), one(gpus=8), load(1), 0, reasons.NO_FREE_BLOCK),
+    "no node is large enough": (pool(), one(gpus=8), load(1), 0, reasons.REPLICA_TOO_LARGE),
     "no pool": (None, one(replicas=2), load(9), 2, reasons.POOL_NOT_FOUND),
     "no such class": (WITHIN, one("gold", replicas=2), load(9), 2, reasons.CLASS_NOT_FOUND),
 }  # fmt: skip
@@ -395,3 +395,25 @@ def test_replicas_on_lent_gpus_carry_nobody_elses_demand():
     assert lent.lanes[CHAT].replicas == 2
     assert spare.lanes[CHAT].replicas == 0
     assert spare.lanes[CHAT].reason == reasons.SHARES_LANES
+
+
+def test_weights_that_change_for_several_classes_are_told_once_a_model():
+    before = {CHAT: (Weight("interactive", 100),), S._replace(model="a"): (Weight("interactive", 100),)}
+    lanes = model(
+        "a", lane("a", "interactive", replicas=1, ready=1), lane("a", "standard", replicas=1, ready=1)
+    )
+    snapshot = Snapshot(
+        CLASSES, {"p": pool()}, (lanes,), (), {CHAT: load(0.5), S._replace(model="a"): load(0.9)}
+    )
+    made = plan(snapshot, POLICY, Memory(weights=before), 0.0)
+    told = [d for d in made.decisions if d.kind == "rebalance"]
+    assert len(told) == 1
+    assert "class standard: interactive 100%" in told[0].message
+
+
+def test_observe_says_once_what_would_be():
+    made = planned(seen(pool(enforce=False), [one()], {CHAT: load(1)}))
+    (told,) = (d for d in made.decisions if d.kind == "scale")
+    assert not told.applied
+    assert "would" not in told.message  # who tells it puts "would:" before it
+    assert "mode Observe" in told.message

@@ -283,3 +283,24 @@ def test_the_later_of_two_pools_on_one_node_is_told(created: dict[str, str], tol
         if name == told:
             other = next(n for n in pools if n != told)
             assert f"also matches shared of GPUPool {other}:" in said["NodesShared"]
+
+
+@pytest.mark.parametrize("state", ["ready", "working", "blocked", "stalled"])
+def test_a_condition_that_is_false_says_why(state: str) -> None:
+    found = conditions(Verdict(state, "Why", "text"), [], [], 3, NOW)
+    assert all(c["message"] and c["reason"] == "Why" for c in found)
+
+
+def test_a_replica_that_no_node_holds_is_stalled_and_not_said_to_miss_gpus() -> None:
+    found = model_facts(largest_node=1)
+    short = Unmet(LaneKey("default", "m", "high"), "p", 1, 2, "ReservedForOthers", "1 replica missing")
+    status = model_status(found, plan_of(unmet=(short,)), Outcome(), {}, NOW)
+    by_type = {c["type"]: c for c in status["conditions"]}
+    assert by_type.keys() == {"Ready", "Reconciling", "Stalled"}
+    assert (by_type["Stalled"]["status"], by_type["Stalled"]["reason"]) == ("True", "ReplicaTooLarge")
+
+
+def test_what_waits_for_gpus_is_said_to_wait_for_gpus() -> None:
+    views = {"high": LaneView(1, 0, waits="pod x waits for GPUs: none open"), "low": LaneView()}
+    ready = model_status(model_facts(), plan_of(), Outcome(), views, NOW)["conditions"][0]
+    assert (ready["status"], ready["reason"]) == ("Unknown", "WaitsForGPUs")

@@ -3,11 +3,18 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from tidegate.core import reasons
-
 Object = dict[str, Any]
 
 MESSAGE_LIMIT: Final = 4000
+
+_IDLE: Final = {
+    "ready": "nothing is under way: what the spec asks for is there",
+    "blocked": "nothing is under way: see Ready for what is in the way",
+    "stalled": "nothing is under way: see Stalled for what must change",
+}
+"""Why an object is not reconciling, by its state."""
+_GOES_ON: Final = {"ready": "nothing is in the way", "working": "it is under way"}
+_RETRY: Final = "tried again; a change elsewhere may help"
 
 
 class Verdict(NamedTuple):
@@ -46,8 +53,8 @@ def conditions(
     working, stalled = state == "working", state == "stalled"
     wanted = [
         ("Ready", ready, reason, message),
-        ("Reconciling", str(working), reason if working else reasons.READY, message if working else ""),
-        ("Stalled", str(stalled), reason if stalled else reasons.READY, message if stalled else ""),
+        ("Reconciling", str(working), reason, message if working else _IDLE[state]),
+        ("Stalled", str(stalled), reason, message if stalled else _GOES_ON.get(state, _RETRY)),
         *((e.type, "True", e.reason, e.message) for e in sorted(extras)),
     ]
     before = {c.get("type"): c for c in old}

@@ -22,17 +22,22 @@ _FAILING: Final = (
 
 @dataclass(frozen=True, slots=True)
 class LaneView:
-    """One lane as it stands. `rolling`: a changed template is not yet everywhere."""
+    """One lane as it stands. `rolling`: a changed template is not yet everywhere.
+
+    `waits` says that a pod waits for GPUs, which is no fault of its engine.
+    """
 
     replicas: int = 0
     ready: int = 0
     rolling: bool = False
     trouble: str = ""
     headroom: int = 0
+    waits: str = ""
 
 
 def lane_view(deployment: Object | None, pods: Iterable[Object], headroom: int = 0) -> LaneView:
     """Read a lane from its Deployment and pods."""
+    pods = list(pods)
     if deployment is None:
         return LaneView()
     spec, status = deployment.get("spec") or {}, deployment.get("status") or {}
@@ -45,6 +50,7 @@ def lane_view(deployment: Object | None, pods: Iterable[Object], headroom: int =
         rolling=rolling,
         trouble=trouble(deployment, pods),
         headroom=headroom,
+        waits=waits(pods),
     )
 
 
@@ -70,10 +76,30 @@ def trouble(deployment: Object, pods: Iterable[Object]) -> str:
         name = pod["metadata"]["name"]
         if reason := _container_trouble(pod):
             return f"pod {name}: {reason}"
-        for condition in (pod.get("status") or {}).get("conditions") or ():
-            if condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable":
-                return f"pod {name} has no place: {condition.get('message')}"
+        text = _no_place(pod)
+        if text and not _for_gpus(text):
+            return f"pod {name} has no place: {text}"
     return ""
+
+
+def waits(pods: Iterable[Object]) -> str:
+    """The first pod that waits for GPUs, in one line; "" when none does."""
+    waiting = sorted(
+        (p["metadata"]["name"], text) for p in pods if (text := _no_place(p)) and _for_gpus(text)
+    )
+    return f"pod {waiting[0][0]} waits for GPUs: {waiting[0][1]}" if waiting else ""
+
+
+def _no_place(pod: Object) -> str:
+    for condition in (pod.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            return condition.get("message") or "unschedulable"
+    return ""
+
+
+def _for_gpus(text: str) -> bool:
+    """kube-scheduler's own words for a lack of GPUs, or the extender's."""
+    return "Insufficient nvidia.com/gpu" in text or "tidegate: " in text
 
 
 def _container_trouble(pod: Object) -> str:

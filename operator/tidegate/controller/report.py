@@ -165,6 +165,8 @@ class Reporter:
         self._world.written(kind, result)
         self._telemetry.writes.labels(f"{kind.name}/status").inc()
         for condition in changed((raw.get("status") or {}).get("conditions") or (), wanted["conditions"]):
+            if condition["reason"] == reasons.WAITS_FOR_GPUS:
+                continue  # for a moment in every reclaim, which is told by itself
             bad = condition["type"] != "Ready" or condition["status"] == "False"
             note = condition["message"] or condition["reason"]
             await self._events.post(raw, "Report", condition["reason"], note, now=time.time(), warning=bad)

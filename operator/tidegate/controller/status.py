@@ -40,7 +40,7 @@ def model_status(
     if outcome.conflicts:
         text = "left to another field manager: " + "; ".join(sorted(outcome.conflicts))
         extras.append(Extra("Conflict", reasons.FIELD_CONFLICT, text))
-    if unmet:
+    if unmet and verdict.reason != reasons.REPLICA_TOO_LARGE:
         text = "; ".join(f"class {u.lane.qos_class}: {u.message}" for u in unmet)
         extras.append(Extra("GPUsMissing", unmet[0].reason, text))
     generation = found.raw["metadata"].get("generation", 0)

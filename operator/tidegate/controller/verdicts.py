@@ -105,7 +105,7 @@ def _too_large(case: ModelCase) -> Verdict | None:
         f"a replica needs {obj.gpus_per_replica} GPUs on one node (spec.parallelism); "
         f"the largest node of GPUPool {case.found.pool} has {pool}"
     )
-    return Verdict("blocked", reasons.REPLICA_TOO_LARGE, text)
+    return Verdict("stalled", reasons.REPLICA_TOO_LARGE, text)
 
 
 def _floor_unmet(case: ModelCase) -> Verdict | None:
@@ -115,7 +115,8 @@ def _floor_unmet(case: ModelCase) -> Verdict | None:
         name = short.lane.qos_class
         if case.view(name).ready < floors.get(name, 0):
             text = f"class {name} is below its minReplicas: {short.message}"
-            return Verdict("blocked", short.reason, text)
+            state = "working" if short.reason == reasons.WAITS_FOR_GPUS else "blocked"
+            return Verdict(state, short.reason, text)
     return None
 
 
@@ -124,8 +125,11 @@ def _unfinished(case: ModelCase) -> Verdict | None:
     if not late:
         return None
     trouble = "; ".join(f"{c}: {case.view(c).trouble}" for c in late if case.view(c).trouble)
-    reason = reasons.ENGINE_NOT_STARTING if trouble else reasons.PROGRESSING
-    return Verdict("working", reason, f"{_line(case)}; {trouble}" if trouble else _line(case))
+    waits = "; ".join(f"{c}: {case.view(c).waits}" for c in late if case.view(c).waits)
+    reason = reasons.WAITS_FOR_GPUS if waits else reasons.PROGRESSING
+    reason = reasons.ENGINE_NOT_STARTING if trouble else reason
+    why = trouble or waits
+    return Verdict("working", reason, f"{_line(case)}; {why}" if why else _line(case))
 
 
 def _ready(case: ModelCase) -> Verdict:

@@ -27,6 +27,8 @@ there, so that a burst is decided on exact counts; and kube-scheduler need not s
 RACE_S: Final = 2.0
 """A pod that was refused this shortly before GPUs came free may have missed it: kube-scheduler's
 watch can be ahead of ours."""
+QUIET_S: Final = 60.0
+"""The same pod's lack of a claim is not told again at info within this time."""
 
 PASSED: Final = Why("NotOurs", "no pod of a pool that is enforced")
 
@@ -46,6 +48,7 @@ class Desk:
     ) -> None:
         self._cluster, self._metrics, self._now, self._wake = cluster, metrics, now, wake
         self.refused: dict[str, _Refused] = {}
+        self._unclaimed: dict[str, float] = {}
         cluster.on_pod = self._pod_changed
 
     def filter(self, args: FilterArgs) -> Feasible:
@@ -149,11 +152,19 @@ class Desk:
     def _told(self, verb: str, pod: Mapping[str, Any], answer: A, why: Why) -> A:
         self._metrics.decisions.labels(verb, why.reason).inc()
         meta = pod["metadata"]
-        level = logging.INFO if verb == "preempt" else logging.DEBUG
+        level = logging.INFO if verb == "preempt" and self._news(meta["uid"], why) else logging.DEBUG
         log.log(
             level, "%s %s/%s: %s: %s", verb, meta.get("namespace", ""), meta["name"], why.reason, why.message
         )
         return answer
+
+    def _news(self, uid: str, why: Why) -> bool:
+        """Whether to tell at info: a pod without a claim asks again and again, and is told once a minute."""
+        if why.reason != reasons.NO_CLAIM:
+            return True
+        now = self._now()
+        self._unclaimed = {u: at for u, at in self._unclaimed.items() if now - at < QUIET_S}
+        return self._unclaimed.setdefault(uid, now) == now
 
 
 def _no_class(raw: Mapping[str, Any]) -> Why:

@@ -102,7 +102,7 @@ def _choose(
     why = Why(
         reasons.RECLAIMS,
         f"class {pod.qos_class} asks back {pod.gpus} GPUs of reservation {home}: {len(chosen)} borrowed"
-        f" pods of {classes} are given up on {node}",
+        f" {'pod' if len(chosen) == 1 else 'pods'} of {classes} given up on {node}",
     )
     return Preemption({node: tuple(v.uid for v in chosen)}, why)
 

@@ -239,6 +239,10 @@ class _Work:
         if model.max_replicas is not None and have >= model.max_replicas:
             return reasons.MODEL_MAXIMUM, f"spec.maxReplicas of the model is {model.max_replicas}"
         key = share.want.lane.key
+        largest = max(self._board.size, default=0)
+        if 0 < largest < gpus:
+            text = f"a replica needs {gpus} GPUs on one node; the largest node has {largest}"
+            return reasons.REPLICA_TOO_LARGE, text
         if at_home:
             return None
         if this.stage.at_home:

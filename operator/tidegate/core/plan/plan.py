@@ -37,7 +37,6 @@ from tidegate.core.plan.types import (
     LaneKey,
     LanePlan,
     Memory,
-    Model,
     Plan,
     Policy,
     Snapshot,
@@ -130,7 +129,6 @@ class _Result:
         self._lanes: dict[LaneKey, LanePlan] = {}
         self._decisions: list[Decision] = []
         self._unmet: list[Unmet] = []
-        self._models: dict[LaneKey, Model] = {lane.key: m for m in snapshot.models for lane in m.lanes}
 
     def plan(self, shares: Mapping[LaneKey, tuple[Weight, ...]], calm: Mapping[LaneKey, Calm]) -> Plan:
         """The whole, in a stable order."""
@@ -188,15 +186,21 @@ class _Result:
             self._tell(key, pool, "blocked", reason, message, applied)
 
     def tell_weights(self, shares: Mapping[LaneKey, tuple[Weight, ...]]) -> None:
-        """Report shares that changed; the first ones ever are no change."""
-        for key, now in shares.items():
+        """Report shares that changed, once a model; the first ones ever are no change."""
+        told: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        for key, now in sorted(shares.items()):
             before = self._memory.weights.get(key)
             if before is not None and before != now:
-                text = f"{_shown(before)} → {_shown(now)}"
-                model = self._models[key]
+                text = f"class {key.qos_class}: {_shown(before)} → {_shown(now)}"
+                told[key.namespace, key.model].append(text)
+        for model in self._snapshot.models:
+            if texts := told.get((model.namespace, model.name)):
+                key = min(lane.key for lane in model.lanes)
                 pool = self._snapshot.pools.get(model.pool)
                 applied = not model.paused and (pool is None or pool.enforce)
-                self._tell(key, model.pool, "rebalance", reasons.WEIGHTS_CHANGED, text, applied)
+                name = f"{model.namespace}/{model.name}"
+                text, reason = "; ".join(texts), reasons.WEIGHTS_CHANGED
+                self._decisions.append(Decision("rebalance", name, reason, text, key, model.pool, applied))
 
     def _tell(
         self, key: LaneKey, pool: str, kind: DecisionKind, reason: str, message: str, applied: bool
