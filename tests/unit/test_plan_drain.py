@@ -98,3 +98,9 @@ def test_drain(target: int, current: int, replicas: list[Replica], expected: Dra
 )
 def test_limit(objectives: Objectives, seconds: float) -> None:
     assert limit_s(objectives) == seconds
+
+
+def test_who_stands_where_another_lanes_replica_is_to_go_is_emptied_first():
+    lent = Replica("lent", ready=True, created_s=1.0, ground=Ground.LENT, in_flight=0)
+    asked = Replica("asked", ready=True, created_s=0.0, ground=Ground.SPARE, in_flight=9, asked=True)
+    assert drain(1, 2, [lent, asked], 60.0, 100.0).mark == ("asked",)
