@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import hypothesis  # noqa: F401  # see below
 import pytest
 
+from support.builders import admission_settled
 from tidegate.adapters.kube import ApiError, Kube, kinds
 from tidegate.local.binaries import BinaryError, find_all
 from tidegate.local.cluster import CONTROL_PLANE, LocalCluster
@@ -51,6 +52,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalClu
 async def kube(control_plane: LocalCluster) -> AsyncIterator[Kube]:
     """A client of `control_plane` that may do everything."""
     async with await Kube.connect(str(control_plane.kubeconfig)) as client:
+        await admission_settled(client)
         yield client
 
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from tidegate.adapters.kube import Kube
+from support.wait import eventually
+from tidegate.adapters.kube import ApiError, Kube, kinds
 
 
 def qos(**spec: Any) -> dict[str, Any]:
@@ -41,3 +42,20 @@ async def dry_run(kube: Kube, kind: Any, obj: dict[str, Any]) -> dict[str, Any]:
     body = {"apiVersion": kind.api_version, "kind": kind.name, **obj}
     query = {"dryRun": "All", "fieldValidation": "Strict"}
     return await kube.request("POST", kind.path(obj["metadata"].get("namespace")), query=query, body=body)
+
+
+async def admission_settled(kube: Kube, *, within_s: float = 90) -> None:
+    """Wait until the API server finds the parameters of Tidegate's admission policies.
+
+    After a restart it discovers custom kinds only at its next look, up to half a minute later, and
+    refuses what the policies judge until then. A test that restarted it leaves that to the next.
+    """
+
+    async def answer() -> str:
+        try:
+            await dry_run(kube, kinds.MODEL_DEPLOYMENT, mdep(classes=[{"qosClass": "nobody-made-this"}]))
+        except ApiError as error:
+            return error.message
+        return ""
+
+    await eventually(answer, until=lambda said: "failed to configure policy" not in said, within_s=within_s)
