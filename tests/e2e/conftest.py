@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from conftest import say
+from support.builders import admission_settled
 from support.chat import Caller
 from tidegate.adapters.kube import Kube
 from tidegate.local.cluster import EVERYTHING, LocalCluster
@@ -33,6 +34,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 async def kube(stack: LocalCluster) -> AsyncIterator[Kube]:
     """A client of `stack` that may do everything; `namespace` and `make_namespace` use it too."""
     async with await Kube.connect(str(stack.kubeconfig)) as client:
+        await admission_settled(client)
         yield client
 
 
