@@ -8,8 +8,9 @@ one of its points. It is concave in the load, so the mean load is safe for a loa
 scipy is needed (the extra `sim`) and imported only when a bound is asked for.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from tidegate.core.steptime import Branch, StepFit
 from tidegate.sim.types import EngineConfig
@@ -81,14 +82,10 @@ def bound(
 
     Raises:
         ValueError: the interactive load alone is more than the replica can serve.
+        RuntimeError: scipy is not installed.
     """
     if interactive_per_s < 0:
         raise ValueError(f"interactive_per_s must not be negative, got {interactive_per_s}")
-    try:
-        from scipy.optimize import linprog  # type: ignore[import-untyped]
-    except ModuleNotFoundError as error:
-        raise RuntimeError("bound B needs scipy: pip install 'tidegate[sim]'") from error
-
     limits = _limits(fit, config)
     totals = [
         ("prefill", 1, batch.prompt, interactive.prompt),
@@ -98,7 +95,7 @@ def bound(
     # What the steps carry is what the requests need: exactly, since work cannot be left out.
     equal = [_row({_LOW + i: 1.0, _HIGH + i: 1.0, _BATCH: -need}) for _, i, need, _ in totals]
     cap = config.max_num_batched_tokens
-    solved = linprog(
+    solved = _solver()(
         _row({_BATCH: -1.0}),
         A_ub=[row for _, row, _ in limits],
         b_ub=[right for _, _, right in limits],
@@ -116,6 +113,15 @@ def bound(
         raise ArithmeticError(f"the bound was not found: {solved.message}")
     prices = {name: -price for (name, _, _), price in zip(limits, solved.ineqlin.marginals, strict=True)}
     return Bound(float(solved.x[_BATCH]), {name: float(p) for name, p in prices.items() if p > 1e-12})
+
+
+def _solver() -> Callable[..., Any]:
+    try:
+        from scipy.optimize import linprog  # type: ignore[import-untyped]
+    except ModuleNotFoundError as error:
+        raise RuntimeError("bound B needs scipy: pip install 'tidegate[sim]'") from error
+    solve: Callable[..., Any] = linprog
+    return solve
 
 
 def _limits(fit: StepFit, config: EngineConfig) -> list[tuple[str, list[float], float]]:
