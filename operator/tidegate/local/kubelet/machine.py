@@ -214,11 +214,6 @@ def over(pod: Pod, state: PodState) -> bool:
     return all(_finished(pod, state, c) for c in pod.main)
 
 
-def initialized(pod: Pod, state: PodState) -> bool:
-    """Whether every init container has completed."""
-    return all(_completed(state.containers[c.name]) for c in pod.inits)
-
-
 def _decide(pod: Pod, state: PodState, spec: Container, now: float) -> _Step:
     cs = state.containers[spec.name]
     step: Callable[[Pod, PodState, Container, ContainerState, float], _Step]
