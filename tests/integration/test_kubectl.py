@@ -35,7 +35,7 @@ async def test_explain_reads_well(control_plane: LocalCluster) -> None:
     assert "Arguments added to those that Tidegate gives the engine, such as --max-num-seqs=64." in words
 
 
-async def test_examples_are_accepted(control_plane: LocalCluster) -> None:
+async def test_examples_are_accepted(kube: Kube, control_plane: LocalCluster) -> None:
     for folder in ("examples", "examples/extra"):
         # Server-side dry run cannot see the namespaces of its own run, so they are real.
         await kubectl(control_plane, "apply", "-f", str(ROOT / "examples/00-namespaces.yaml"))

@@ -3,7 +3,8 @@
 from typing import Any
 
 from support.wait import eventually
-from tidegate.adapters.kube import ApiError, Kube, kinds
+from tidegate.adapters.kube import Kube
+from tidegate.local.install import policies_judge
 
 
 def qos(**spec: Any) -> dict[str, Any]:
@@ -45,17 +46,5 @@ async def dry_run(kube: Kube, kind: Any, obj: dict[str, Any]) -> dict[str, Any]:
 
 
 async def admission_settled(kube: Kube, *, within_s: float = 90) -> None:
-    """Wait until the API server finds the parameters of Tidegate's admission policies.
-
-    After a restart it discovers custom kinds only at its next look, up to half a minute later, and
-    refuses what the policies judge until then. A test that restarted it leaves that to the next.
-    """
-
-    async def answer() -> str:
-        try:
-            await dry_run(kube, kinds.MODEL_DEPLOYMENT, mdep(classes=[{"qosClass": "nobody-made-this"}]))
-        except ApiError as error:
-            return error.message
-        return ""
-
-    await eventually(answer, until=lambda said: "failed to configure policy" not in said, within_s=within_s)
+    """Wait until Tidegate's policies judge: a test that restarted the API server leaves that to the next."""
+    await eventually(lambda: policies_judge(kube), within_s=within_s)

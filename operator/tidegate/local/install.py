@@ -115,6 +115,33 @@ async def _served(kube: Kube, definition: Object) -> bool:
     return True
 
 
+async def policies_judge(kube: Kube) -> bool:
+    """Whether the API server finds the parameters of Tidegate's admission policies.
+
+    It discovers custom kinds at its own pace, after a restart up to half a minute later, and refuses
+    whatever the policies judge until then.
+    """
+    probe = {
+        "apiVersion": kinds.MODEL_DEPLOYMENT.api_version,
+        "kind": kinds.MODEL_DEPLOYMENT.name,
+        "metadata": {"name": "tidegate-probe"},
+        "spec": {
+            "model": {"name": "tidegate-probe", "uri": "hf://tidegate/probe"},
+            "engine": {"type": "vLLM"},
+            "classes": [{"qosClass": "tidegate-probe"}],
+        },
+    }
+    try:
+        await kube.request(
+            "POST", kinds.MODEL_DEPLOYMENT.path("default"), query={"dryRun": "All"}, body=probe
+        )
+    except ApiError as error:
+        if error.status == 404 or "failed to configure policy" in error.message:
+            return False
+        raise
+    return True
+
+
 async def _exists(kube: Kube, kind: Kind, name: str, namespace: str | None = None) -> bool:
     try:
         await kube.get(kind, name, namespace)
@@ -146,6 +173,7 @@ async def run(layout: Layout) -> None:
             lambda: _exists(kube, kinds.SERVICE_ACCOUNT, "default", names.SYSTEM_NAMESPACE),
             "kube-controller-manager to make the service account `default`",
         )
+        await _until(partial(policies_judge, kube), "the API server to find the policies' parameters")
 
 
 if __name__ == "__main__":
