@@ -6,44 +6,71 @@ arrival waits for the rest of the running step and for the one behind it.
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from tidegate.sim.engine import Engine
-from tidegate.sim.types import StepPlan, TokenEvent
+from tidegate.sim.types import EngineConfig, TokenEvent
 
 StepTime = Callable[[int, int, int, int], float]
 """Seconds of a step with (prefill, decodes, decode context, prefill context) tokens."""
 
 
-class Launched(NamedTuple):
+class Planned(Protocol):
+    """A step of an engine: whether there is anything in it, and what its time is reckoned from."""
+
+    work: Any
+    preempted: list[str]
+    prefill_tokens: int
+    decodes: int
+    decode_context: int
+    prefill_context: int
+
+
+P = TypeVar("P", bound=Planned)
+
+
+class Schedules(Protocol[P]):
+    """An engine: `Engine`, or `Bulk`."""
+
+    config: EngineConfig
+
+    def schedule(self) -> P:
+        """Plan the next step and count it as launched."""
+        ...
+
+    def complete(self, plan: P) -> list[TokenEvent]:
+        """Take a launched step's results."""
+        ...
+
+
+class Launched(NamedTuple, Generic[P]):
     """A step that has been launched; times in seconds on the caller's clock."""
 
-    plan: StepPlan
+    plan: P
     start: float
     end: float
 
 
-class Pipeline:
+class Pipeline(Generic[P]):
     """Launches an engine's steps one behind the other, as deep as its config says.
 
     `speed` divides step times: 2.0 is an engine twice as fast.
     """
 
-    def __init__(self, engine: Engine, step_time: StepTime, speed: float = 1.0) -> None:
+    def __init__(self, engine: Schedules[P], step_time: StepTime, speed: float = 1.0) -> None:
         if speed <= 0:
             raise ValueError(f"speed must be positive, got {speed}")
         self.engine = engine
         self._step_time = step_time
         self._speed = speed
         self._depth = 2 if engine.config.async_scheduling else 1
-        self._launched: deque[Launched] = deque()
+        self._launched: deque[Launched[P]] = deque()
 
     @property
     def next_end(self) -> float | None:
         """When the running step ends; None when the engine is idle."""
         return self._launched[0].end if self._launched else None
 
-    def launch(self, now: float) -> list[Launched]:
+    def launch(self, now: float) -> list[Launched[P]]:
         """Launch what can be launched at `now`; return the new steps.
 
         A step starts when the one before it ends. A caller on a real clock, which is always a
@@ -66,7 +93,7 @@ class Pipeline:
             new.append(step)
         return new
 
-    def complete(self) -> tuple[Launched, list[TokenEvent]]:
+    def complete(self) -> tuple[Launched[P], list[TokenEvent]]:
         """End the running step; return it and its tokens.
 
         Raises:

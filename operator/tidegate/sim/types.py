@@ -1,6 +1,6 @@
 """Plain values of the engine model: what it is told and what it answers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -35,6 +35,10 @@ class EngineConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_blocks < 2:
             raise ValueError(f"num_blocks must be at least 2 (one is the null block), got {self.num_blocks}")
+
+    def with_policy(self, policy: Policy) -> "EngineConfig":
+        """The same settings under another policy."""
+        return replace(self, policy=policy)
 
     @property
     def usable_blocks(self) -> int:

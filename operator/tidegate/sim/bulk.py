@@ -1,0 +1,328 @@
+"""`Engine` for long simulations: the same schedule, with all decodes of a step counted at once.
+
+In most steps every decoding request gets one token, and nothing else about it changes. So what they
+sum up to is kept (how many, their context, how many need a KV block in which step), and a step costs
+what changes in it, not what runs. Only when KV blocks run out are requests looked at one by one, as
+`Engine` does. `tests/property/test_sim_bulk.py` holds both against each other, step by step.
+
+Only first and last tokens are told of.
+"""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Final
+
+from tidegate.sim.types import Counters, EngineConfig, Policy, Request, TokenEvent
+
+_KEY = attrgetter("key")
+
+_WAITING: Final = 0
+_PREFILL: Final = 1
+"""Admitted, its prompt computed in part; always the last of the running ones."""
+_DECODE: Final = 2
+_ENDING: Final = 3
+"""All its tokens are launched; it leaves when the step of the last one completes."""
+_DONE: Final = 4
+
+
+class Job:
+    """A request inside the engine. `computed` and `known` are as of `since`, see `Bulk._settle`."""
+
+    __slots__ = ("computed", "id", "key", "known", "last_step", "output", "prompt", "since", "state")
+
+    def __init__(self, request: Request, key: tuple[int, float, int]) -> None:
+        self.id = request.id
+        self.prompt = request.prompt_tokens
+        self.output = request.output_tokens
+        self.key = key
+        self.computed = 0
+        # Output tokens that launched steps deliver or have delivered.
+        self.known = 0
+        self.since = 0
+        self.last_step = 0
+        self.state = _WAITING
+
+
+class BulkPlan:
+    """One step: the sums from which its time is reckoned, and whose first and last tokens it brings."""
+
+    __slots__ = (
+        "decode_context",
+        "decodes",
+        "firsts",
+        "lasts",
+        "preempted",
+        "prefill_context",
+        "prefill_tokens",
+        "work",
+    )
+
+    def __init__(self) -> None:
+        self.work = 0
+        self.prefill_tokens = 0
+        self.decodes = 0
+        self.decode_context = 0
+        self.prefill_context = 0
+        self.firsts: list[Job] = []
+        self.lasts: list[Job] = []
+        self.preempted: list[str] = []
+
+
+class Bulk:
+    """One engine's requests, KV blocks and schedule; see `Engine` for what each method does."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        if config.max_num_batched_tokens <= config.max_num_seqs:
+            raise ValueError("max_num_batched_tokens must exceed max_num_seqs: decodes must never wait")
+        self.config = config
+        self.counters = Counters()
+        self.running: list[Job] = []
+        self.free_blocks = config.usable_blocks
+        self._block = config.block_size
+        self._jobs: dict[str, Job] = {}
+        self._heap: list[tuple[tuple[int, float, int], Job]] = []
+        self._queued = 0
+        self._sequence = 0
+        self._step = 0
+        # Of those in _DECODE: how many, what they attend to, who needs a block when, who ends when.
+        self._decodes = 0
+        self._context = 0
+        self._phases = [0] * config.block_size
+        self._ends: defaultdict[int, list[Job]] = defaultdict(list)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue, preempted ones included."""
+        return self._queued
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that are running or waiting."""
+        return len(self._jobs)
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV blocks in use, 0 to 1."""
+        return 1.0 - self.free_blocks / self.config.usable_blocks
+
+    def add(self, request: Request, now: float) -> None:
+        """Queue a request. Raises ValueError as `Engine.add` does."""
+        if request.id in self._jobs:
+            raise ValueError(f"request {request.id} is already known")
+        if request.prompt_tokens < 1 or request.output_tokens < 1:
+            raise ValueError(f"request {request.id} needs at least one prompt and one output token")
+        if request.prompt_tokens + request.output_tokens - 1 > self.config.kv_tokens:
+            raise ValueError(f"request {request.id} needs more KV cache than the engine holds")
+        rank = request.priority if self.config.policy is Policy.PRIORITY else 0
+        job = Job(request, (rank, now, self._sequence))
+        self._sequence += 1
+        self._jobs[request.id] = job
+        self._enqueue(job)
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request and free what it holds; False when it is not known (any more)."""
+        job = self._jobs.pop(request_id, None)
+        if job is None:
+            return False
+        self._leave(job)
+        self.counters.aborted += 1
+        return True
+
+    def schedule(self) -> BulkPlan:
+        """Plan the next step and count it as launched."""
+        plan = BulkPlan()
+        tail = self.running[-1] if self.running and self.running[-1].state == _PREFILL else None
+        budget = self.config.max_num_batched_tokens
+        chunk = 0
+        needed = self._phases[-self._step % self._block]
+        if tail is not None:
+            chunk = min(tail.prompt + tail.known - tail.computed, budget - self._decodes)
+            needed += self._blocks(tail.computed + chunk) - self._blocks(tail.computed)
+        if needed > self.free_blocks:
+            return self._schedule_tight(plan)
+        self.free_blocks -= needed
+        budget -= self._decodes + chunk
+        plan.work = plan.decodes = self._decodes
+        plan.decode_context = self._context
+        self._advance(plan)
+        if tail is not None:
+            self._launch(plan, tail, chunk)
+        if budget > 0 and self._queued:
+            self._admit(plan, budget)
+        return self._count(plan)
+
+    def complete(self, plan: BulkPlan) -> list[TokenEvent]:
+        """Take a launched step's results: first and last tokens."""
+        events = [TokenEvent(job.id, 0, job.output == 1) for job in plan.firsts if job.state != _DONE]
+        for job in plan.lasts:
+            if job.state != _DONE:
+                if job.output > 1:
+                    events.append(TokenEvent(job.id, job.output - 1, True))
+                del self._jobs[job.id]
+                self._leave(job)
+                self.counters.finished += 1
+        return events
+
+    def progress(self) -> Iterator[tuple[str, int]]:
+        """For every request the tokens that are computed, launched steps included."""
+        for job in self._jobs.values():
+            yield job.id, job.computed + (self._step - job.since if job.state == _DECODE else 0)
+
+    # ── inside ──────────────────────────────────────────────────────────────────────────────────
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self._block)
+
+    def _count(self, plan: BulkPlan) -> BulkPlan:
+        if plan.work:
+            self._step += 1
+            counters = self.counters
+            counters.steps += 1
+            counters.prefill_tokens += plan.prefill_tokens
+            counters.decode_tokens += plan.decodes
+        return plan
+
+    def _advance(self, plan: BulkPlan) -> None:
+        """One token for everybody who decodes; those who get their last one now stop decoding."""
+        self._context += self._decodes
+        for job in self._ends.pop(self._step, ()):
+            # An entry is stale when its job was preempted or dropped meanwhile.
+            if job.state == _DECODE and job.last_step == self._step:
+                self._stop(job, self._step + 1)
+                job.state = _ENDING
+                plan.lasts.append(job)
+
+    def _launch(self, plan: BulkPlan, job: Job, tokens: int) -> None:
+        """Give a request that does not decode yet tokens in this step."""
+        if tokens == 0:
+            return
+        plan.work += tokens
+        if tokens == 1 and job.computed >= job.prompt:
+            plan.decodes += 1
+            plan.decode_context += job.computed
+        else:
+            plan.prefill_tokens += tokens
+            plan.prefill_context += job.computed
+        job.computed += tokens
+        if job.computed < job.prompt + job.known:
+            job.state = _PREFILL
+            return
+        if job.known == 0:
+            plan.firsts.append(job)
+        job.known += 1
+        if job.known == job.output:
+            job.state = _ENDING
+            plan.lasts.append(job)
+        else:
+            self._start(job, self._step + 1)
+
+    def _start(self, job: Job, step: int) -> None:
+        """The request decodes from `step` on."""
+        job.state, job.since = _DECODE, step
+        job.last_step = step + job.output - job.known - 1
+        self._ends[job.last_step].append(job)
+        self._decodes += 1
+        self._context += job.computed
+        self._phases[(job.computed - step) % self._block] += 1
+
+    def _stop(self, job: Job, step: int) -> None:
+        """The request does not decode in `step` nor later; its own figures are made up to date."""
+        steps = step - job.since
+        job.computed += steps
+        job.known += steps
+        self._decodes -= 1
+        self._context -= job.computed
+        self._phases[(job.computed - step) % self._block] -= 1
+
+    def _admit(self, plan: BulkPlan, budget: int) -> None:
+        """Admit waiting requests in order, until the first that does not fit."""
+        config = self.config
+        while budget > 0 and len(self.running) < config.max_num_seqs:
+            job = self._head()
+            if job is None or job.known >= job.output:
+                return
+            total = job.prompt + job.known
+            tokens = min(total, budget)
+            must_fit = total if config.scheduler_reserve_full_isl else tokens
+            if self._blocks(must_fit) > self.free_blocks:
+                return
+            heapq.heappop(self._heap)
+            self._queued -= 1
+            self.free_blocks -= self._blocks(tokens)
+            self.running.append(job)
+            self._launch(plan, job, tokens)
+            budget -= tokens
+
+    def _head(self) -> Job | None:
+        while self._heap:
+            job = self._heap[0][1]
+            if job.state != _DONE:
+                return job
+            heapq.heappop(self._heap)
+        return None
+
+    def _enqueue(self, job: Job) -> None:
+        job.state = _WAITING
+        self._queued += 1
+        heapq.heappush(self._heap, (job.key, job))
+
+    def _leave(self, job: Job) -> None:
+        if job.state == _WAITING:
+            self._queued -= 1
+        else:
+            if job.state == _DECODE:
+                self._stop(job, self._step)
+            self.free_blocks += self._blocks(job.computed)
+            self.running.remove(job)
+        job.state = _DONE
+
+    def _schedule_tight(self, plan: BulkPlan) -> BulkPlan:
+        """A step in which KV blocks run out: request by request, as `Engine._schedule_running`."""
+        for job in self.running:
+            if job.state == _DECODE:
+                self._stop(job, self._step)
+        budget, given = self.config.max_num_batched_tokens, dict[Job, int]()
+        index = 0
+        while index < len(self.running) and budget > 0:
+            job = self.running[index]
+            index += 1
+            if job.known >= job.output:
+                continue
+            tokens = min(job.prompt + job.known - job.computed, budget)
+            needed = self._blocks(job.computed + tokens) - self._blocks(job.computed)
+            while needed > self.free_blocks and job.state != _WAITING:
+                victim, position = self._preempt()
+                budget += self._withdraw(victim, given, plan)
+                index -= position < index
+            if job.state == _WAITING:
+                break
+            self.free_blocks -= needed
+            given[job] = tokens
+            budget -= tokens
+        for job in self.running:
+            if job in given:
+                self._launch(plan, job, given[job])
+            elif job.state == _DECODE:
+                self._start(job, self._step + (1 if given else 0))
+        return self._count(plan)
+
+    def _preempt(self) -> tuple[Job, int]:
+        if self.config.policy is Policy.PRIORITY:
+            victim = max(self.running, key=_KEY)
+            position = self.running.index(victim)
+        else:
+            position = len(self.running) - 1
+        return self.running.pop(position), position
+
+    def _withdraw(self, victim: Job, given: dict[Job, int], plan: BulkPlan) -> int:
+        """Take a victim's blocks and what this step had given it; returns the tokens."""
+        tokens = given.pop(victim, 0)
+        self.free_blocks += self._blocks(victim.computed + tokens)
+        self.counters.preemptions += 1
+        self.counters.recomputed_tokens += victim.computed
+        victim.computed = 0
+        plan.preempted.append(victim.id)
+        self._enqueue(victim)
+        return tokens

@@ -1,0 +1,354 @@
+"""A fleet of engines behind one router, in virtual time: events, and nothing that decides.
+
+The router is told what a picker is told, as late as a picker is told it: arrivals and ends at once,
+engines' reports once a second and `scrape_age_s` old, what exists when it changes. Deterministic by
+seed: the same fleet and streams give the same bytes.
+"""
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from tidegate.core.flowtypes import Ask, Endpoint, Model, ModelKey
+from tidegate.core.load import EngineReport
+from tidegate.core.steptime import LLAMA3_8B_A100
+from tidegate.core.types import QoSClass
+from tidegate.sim.bulk import Bulk
+from tidegate.sim.pipeline import Pipeline, StepTime
+from tidegate.sim.records import Record, State
+from tidegate.sim.router import Arm
+from tidegate.sim.types import EngineConfig, Policy, Request, TokenEvent
+from tidegate.sim.workload import Arrival, Stream
+
+TICK_S: Final = 0.25
+"""The picker looks at its queue this often though nothing happened (picker/desk.py)."""
+SCRAPE_S: Final = 1.0
+"""The picker asks every engine this often (picker/engines.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One engine. `speed` divides its step times: 0.8 is a fifth slower than anybody knows."""
+
+    address: str
+    model: ModelKey
+    lane: str
+    speed: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that goes wrong at a replica from `start_s` until `end_s`.
+
+    `death`: it is gone, and what runs there with it; it is back, empty, at the end. `slow`: steps
+    take `factor` times as long. `deaf`: its metrics are not answered.
+    """
+
+    kind: str
+    address: str
+    start_s: float
+    end_s: float
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is not known."""
+        if self.kind not in ("death", "slow", "deaf"):
+            raise ValueError(f"fault kind must be death, slow or deaf, got {self.kind!r}")
+        if not 0 <= self.start_s < self.end_s or self.factor <= 0:
+            raise ValueError(f"fault at {self.address}: 0 <= start_s < end_s and factor > 0 are needed")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is simulated, whatever the arm. Seconds and tokens."""
+
+    classes: Mapping[str, QoSClass]
+    replicas: Sequence[Replica]
+    streams: Sequence[Stream]
+    seconds: float
+    warm_up_s: float = 0.0
+    config: EngineConfig = field(default_factory=EngineConfig)
+    step_time: StepTime = LLAMA3_8B_A100.seconds
+    scrape_age_s: float = 0.05
+    faults: Sequence[Fault] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a window in which nothing would be measured, and names that are not there."""
+        if not 0 <= self.warm_up_s < self.seconds:
+            raise ValueError(f"warm_up_s of {self.warm_up_s:g} must be within seconds, {self.seconds:g}")
+        for stream in self.streams:
+            if stream.qos_class not in self.classes:
+                raise ValueError(f"stream {stream.name}: class {stream.qos_class!r} is not defined")
+            if all(r.model != stream.model for r in self.replicas):
+                raise ValueError(f"stream {stream.name}: no replica serves {'/'.join(stream.model)}")
+
+
+@dataclass(slots=True)
+class Run:
+    """What came of it."""
+
+    arm: str
+    seed: int
+    setting: Setting
+    records: list[Record]
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+    steps: int = 0
+
+
+class _Site:
+    """One replica's engine, and who runs there."""
+
+    def __init__(self, replica: Replica, config: EngineConfig, step_time: StepTime) -> None:
+        self.replica, self.config = replica, config
+        self.step_time = step_time
+        self.slow, self.deaf, self.alive = 1.0, False, True
+        self.epoch = 0
+        self.restart()
+
+    def restart(self) -> None:
+        self.epoch += 1
+        self.engine = Bulk(self.config)
+        self.line = Pipeline(self.engine, self._seconds, self.replica.speed)
+
+    def _seconds(self, prefill: int, decodes: int, decode_context: int, prefill_context: int) -> float:
+        return self.slow * self.step_time(prefill, decodes, decode_context, prefill_context)
+
+
+Event = tuple[float, int, Callable[[], None]]
+
+
+class Fleet:
+    """Runs one arm on a setting with a seed."""
+
+    def __init__(self, setting: Setting, arm: Arm, seed: int) -> None:
+        self.setting, self.arm, self.seed = setting, arm, seed
+        self.now = 0.0
+        self.router = arm.router()
+        self._events: list[Event] = []
+        self._count = itertools.count()
+        self._numbers = itertools.count(1)
+        self._records: dict[int, Record] = {}
+        self._all: list[Record] = []
+        self._streams: dict[int, Stream] = {}
+        self._closed: dict[str, Iterator[Arrival]] = {}
+        policy = Policy.PRIORITY if arm.engine_priority else Policy.FCFS
+        base = setting.config.with_policy(policy)
+        replicas = list(setting.replicas)
+        if arm.lanes is not None:
+            lanes = arm.lanes(len(replicas))
+            replicas = [
+                Replica(r.address, r.model, lane, r.speed) for r, lane in zip(replicas, lanes, strict=True)
+            ]
+        self._sites = {r.address: _Site(r, arm.engine(r.lane, base), setting.step_time) for r in replicas}
+        order = sorted({c.priority for c in setting.classes.values()}, reverse=True)
+        self._priority = {
+            name: order.index(c.priority) if arm.engine_priority else 0 for name, c in setting.classes.items()
+        }
+
+    def run(self, progress: Callable[[float], None] | None = None) -> Run:
+        """Run to the end; `progress` is told the virtual time now and then."""
+        setting = self.setting
+        self._tell_world()
+        for stream in setting.streams:
+            self._start(stream)
+        for index, address in enumerate(self._sites):
+            # Engines are asked one after the other, spread over the period.
+            self._at(SCRAPE_S * index / len(self._sites), partial(self._scrape, address))
+        for fault in setting.faults:
+            self._at(fault.start_s, partial(self._fault, fault, begins=True))
+            self._at(fault.end_s, partial(self._fault, fault, begins=False))
+        self._at(setting.warm_up_s, self._mark)
+        self._tick(progress)
+        while self._events and self._events[0][0] <= setting.seconds:
+            self.now, _, what = heapq.heappop(self._events)
+            what()
+            self._pump()
+        self.now = setting.seconds
+        self._note_progress("end")
+        counters = [site.engine.counters for site in self._sites.values()]
+        return Run(
+            arm=self.arm.name,
+            seed=self.seed,
+            setting=setting,
+            records=self._all,
+            preemptions=sum(c.preemptions for c in counters),
+            recomputed_tokens=sum(c.recomputed_tokens for c in counters),
+            steps=sum(c.steps for c in counters),
+        )
+
+    # ── events ──────────────────────────────────────────────────────────────────────────────────
+
+    def _at(self, time_s: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (time_s, next(self._count), what))
+
+    def _start(self, stream: Stream) -> None:
+        arrivals = stream.arrivals(self.seed)
+        if stream.outstanding:
+            self._closed[stream.name] = arrivals
+            for arrival in itertools.islice(arrivals, stream.outstanding):
+                self._at(0.0, partial(self._come, stream, arrival))
+        else:
+            self._follow(stream, arrivals)
+
+    def _follow(self, stream: Stream, arrivals: Iterator[Arrival]) -> None:
+        """The next of an open loop, and after it the one behind."""
+        arrival = next(arrivals, None)
+        if arrival is None:
+            return
+
+        def come() -> None:
+            self._come(stream, arrival)
+            self._follow(stream, arrivals)
+
+        self._at(arrival.time_s, come)
+
+    def _come(self, stream: Stream, arrival: Arrival) -> None:
+        number = next(self._numbers)
+        prompt, output = arrival.length
+        record = Record(number, stream.name, stream.qos_class, stream.tenant, self.now, prompt, output)
+        self._all.append(record)
+        self._streams[number] = stream
+        self._ask(record)
+
+    def _ask(self, record: Record) -> None:
+        """Bring a request to the router, for the first time or again."""
+        stream = self._streams[record.number]
+        self._records[record.number] = record
+        ask = Ask(
+            id=record.number,
+            model=stream.model,
+            qos_class=stream.qos_class,
+            prompt_tokens=record.prompt,
+            output_tokens=stream.expected_output,
+            streamed=stream.streamed,
+        )
+        refused = self.router.admit(ask, self.now)
+        if refused is not None:
+            self._refuse(record)
+
+    def _refuse(self, record: Record) -> None:
+        record.state = State.REFUSED
+        del self._records[record.number]
+        self._again(record)
+
+    def _again(self, record: Record) -> None:
+        """A closed loop sends the next when one has ended."""
+        stream = self._streams.pop(record.number)
+        arrivals = self._closed.get(stream.name)
+        if arrivals is not None:
+            # Refused at once: a client waits a moment before it tries again.
+            wait_s = TICK_S if record.state is State.REFUSED else 0.0
+            self._at(self.now + wait_s, lambda: self._come(stream, next(arrivals)))
+
+    def _pump(self) -> None:
+        """What the picker does after everything that happens (picker/desk.py)."""
+        for ask, _ in self.router.expire(self.now):
+            self._refuse(self._records[ask.id])
+        for sent in self.router.dispatch(self.now):
+            record, site = self._records[sent.ask.id], self._sites[sent.address]
+            record.sent_s, record.address = self.now, sent.address
+            priority = self._priority[record.qos_class]
+            site.engine.add(Request(str(record.number), record.prompt, record.output, priority), self.now)
+            self._launch(site)
+
+    def _launch(self, site: _Site) -> None:
+        epoch = site.epoch
+        for step in site.line.launch(self.now):
+            self._at(step.end, partial(self._step, site, epoch))
+
+    def _step(self, site: _Site, epoch: int) -> None:
+        if epoch != site.epoch:
+            return  # of an engine that has died
+        for event in site.line.complete()[1]:
+            self._token(event)
+        self._launch(site)
+
+    def _token(self, event: TokenEvent) -> None:
+        record = self._records[int(event.id)]
+        if event.nth == 0:
+            record.first_s = self.now
+        if event.finished:
+            record.finish_s, record.state = self.now, State.ANSWERED
+            del self._records[record.number]
+            self.router.finish(record.number, self.now)
+            self._again(record)
+
+    def _scrape(self, address: str) -> None:
+        site, asked_s = self._sites[address], self.now
+        self._at(self.now + SCRAPE_S, partial(self._scrape, address))
+        if site.deaf or not site.alive:
+            return
+        before, engine = self.router.held(address), site.engine
+        report = EngineReport(
+            time_s=asked_s,
+            running=engine.unfinished - engine.waiting,
+            waiting=engine.waiting,
+            kv_usage=engine.kv_usage,
+            kv_tokens=site.config.kv_tokens,
+        )
+        self._at(asked_s + self.setting.scrape_age_s, lambda: self.router.report(address, report, *before))
+
+    def _tick(self, progress: Callable[[float], None] | None) -> None:
+        if progress is not None:
+            progress(self.now)
+        self._at(self.now + TICK_S, partial(self._tick, progress))
+
+    def _fault(self, fault: Fault, *, begins: bool) -> None:
+        site = self._sites[fault.address]
+        if fault.kind == "slow":
+            site.slow = fault.factor if begins else 1.0
+        elif fault.kind == "deaf":
+            site.deaf = begins
+        else:
+            site.alive = not begins
+            if begins:
+                self._lose(site)
+            self._tell_world()
+
+    def _lose(self, site: _Site) -> None:
+        """A replica dies: what had begun to answer is lost, the rest is asked for again."""
+        here = [r for r in self._records.values() if r.address == site.replica.address]
+        site.restart()
+        self._tell_world()
+        for record in here:
+            self.router.finish(record.number, self.now, whole=False)
+            streamed = self._streams[record.number].streamed
+            record.address = ""
+            if streamed and record.first_s is not None:
+                record.state = State.LOST
+                del self._records[record.number]
+                self._again(record)
+            else:
+                record.first_s, record.retries = None, record.retries + 1
+                self._ask(record)
+
+    # ── what the router and the records are told ────────────────────────────────────────────────
+
+    def _tell_world(self) -> None:
+        ranked = sorted(self.setting.classes.values(), key=lambda c: (-c.priority, c.name))
+        names = tuple(c.name for c in ranked)
+        sites = [s for s in self._sites.values() if s.alive]
+        models = {
+            s.replica.model: Model(s.replica.model, names, startable=True) for s in self._sites.values()
+        }
+        endpoints = [
+            Endpoint(s.replica.address, s.replica.model, s.replica.lane, s.config.max_num_seqs) for s in sites
+        ]
+        self.router.set_world(self.setting.classes, models, endpoints, self.now)
+
+    def _mark(self) -> None:
+        self._note_progress("start")
+
+    def _note_progress(self, which: str) -> None:
+        """How many tokens of each unfinished request are computed, at either end of the window."""
+        for site in self._sites.values():
+            for number, tokens in site.engine.progress():
+                record = self._records[int(number)]
+                if which == "start":
+                    record.computed_before = tokens
+                else:
+                    record.computed = tokens

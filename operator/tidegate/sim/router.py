@@ -1,0 +1,67 @@
+"""What decides in a simulated fleet: production's own queue, or an arm to compare it with."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from tidegate.core.flowtypes import Ask, Dispatch, Ended, Endpoint, Model, ModelKey, Refused
+from tidegate.core.load import EngineReport
+from tidegate.core.types import QoSClass
+from tidegate.sim.types import EngineConfig
+
+
+class Router(Protocol):
+    """The part of `core.flow.Flow` that a picker uses; see there. `Flow` itself is one."""
+
+    def set_world(
+        self,
+        classes: Mapping[str, QoSClass],
+        models: Mapping[ModelKey, Model],
+        endpoints: Iterable[Endpoint],
+        now: float,
+    ) -> None:
+        """Replace what exists."""
+        ...
+
+    def admit(self, ask: Ask, now: float) -> Refused | None:
+        """Queue a request, or say why not."""
+        ...
+
+    def dispatch(self, now: float) -> list[Dispatch]:
+        """Give endpoints to those whose turn it is."""
+        ...
+
+    def expire(self, now: float) -> list[tuple[Ask, Refused]]:
+        """Refuse what has waited too long."""
+        ...
+
+    def finish(self, request: int, now: float, *, whole: bool = True) -> Ended | None:
+        """A request is over."""
+        ...
+
+    def report(self, address: str, report: EngineReport, own_before: int, own_tokens_before: int) -> None:
+        """Take an engine's own counts."""
+        ...
+
+    def held(self, address: str) -> tuple[int, int]:
+        """Requests and KV tokens in flight at an endpoint."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A named way to run a fleet: who routes, and what the engines are told.
+
+    Attributes:
+        name: As tables show it.
+        router: Makes a new one.
+        engine: The engine's settings by lane, given the fleet's own.
+        engine_priority: Whether requests carry their class's priority into the engine.
+        lanes: By how many replicas there are, the lane (class) of each; None keeps the fleet's.
+    """
+
+    name: str
+    router: Callable[[], Router]
+    engine: Callable[[str, EngineConfig], EngineConfig] = lambda _lane, config: config
+    engine_priority: bool = True
+    lanes: Callable[[int], list[str]] | None = None

@@ -1,0 +1,59 @@
+"""The engine that counts decodes at once does, step by step, what the one does that looks at each."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidegate.sim.bulk import Bulk
+from tidegate.sim.engine import Engine
+from tidegate.sim.pipeline import Pipeline
+from tidegate.sim.types import EngineConfig, Policy, Request
+
+CONFIGS = st.builds(
+    lambda seqs, more, **rest: EngineConfig(max_num_seqs=seqs, max_num_batched_tokens=seqs + more, **rest),
+    seqs=st.integers(1, 6),
+    more=st.integers(1, 40),
+    block_size=st.sampled_from([1, 4, 16]),
+    num_blocks=st.integers(60, 120),
+    policy=st.sampled_from(Policy),
+    scheduler_reserve_full_isl=st.booleans(),
+    async_scheduling=st.booleans(),
+)
+REQUESTS = st.lists(
+    st.tuples(st.integers(1, 40), st.integers(1, 19), st.integers(-2, 2)), min_size=1, max_size=14
+)
+DOINGS = st.lists(st.sampled_from(["add", "step", "step", "step", "abort"]), max_size=120)
+
+
+def seconds(prefill: int, decodes: int, decode_context: int, prefill_context: int) -> float:
+    """Another time for every other step."""
+    return 1 + prefill * 1e-2 + decodes * 1e-4 + decode_context * 1e-7 + prefill_context * 1e-9
+
+
+@settings(max_examples=400, deadline=None)
+@given(config=CONFIGS, raw=REQUESTS, doings=DOINGS, data=st.data())
+def test_equal_step_by_step(config, raw, doings, data):
+    one, many = Engine(config), Bulk(config)
+    lines = Pipeline(one, seconds), Pipeline(many, seconds)
+    todo = [Request(str(i), p, o, priority) for i, (p, o, priority) in enumerate(raw)]
+    added = 0
+    for doing in [*doings, *["add", "step"] * len(todo), *["step"] * 400]:
+        if doing == "add" and added < len(todo):
+            one.add(todo[added], float(added))
+            many.add(todo[added], float(added))
+            added += 1
+        elif doing == "abort" and added:
+            victim = str(data.draw(st.integers(0, added - 1)))
+            assert one.abort(victim) == many.abort(victim)
+        elif doing == "step" and lines[0].next_end is not None:
+            told, brief = (line.complete()[1] for line in lines)
+            assert [e for e in told if e.nth == 0 or e.finished] == sorted(
+                brief, key=lambda e: [t.id for t in told].index(e.id)
+            )
+        wanted, got = (line.launch(0.0) for line in lines)
+        assert [step.end for step in wanted] == [step.end for step in got]
+        assert [step.plan.preempted for step in wanted] == [step.plan.preempted for step in got]
+        assert one.free_blocks == many.free_blocks
+        assert [r.id for r in one.running] == [r.id for r in many.running]
+        assert (one.waiting, one.unfinished) == (many.waiting, many.unfinished)
+        assert one.counters == many.counters
+    assert many.unfinished == 0
