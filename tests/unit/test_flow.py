@@ -15,6 +15,7 @@ from tidegate.core.flow import (
     Policy,
     Reason,
 )
+from tidegate.core.flowtypes import Pack
 from tidegate.core.load import EngineReport, Mean, Rate
 from tidegate.core.types import Objectives, QoSClass
 
@@ -37,8 +38,11 @@ def place(address: str = "a:1", model: tuple[str, str] = M, **fields: Any) -> En
 
 
 def flow_of(*endpoints: Endpoint, startable: bool = False, **policy: Any) -> Flow:
-    """A flow that has known its models for long, and whose endpoints have all reported that they are idle."""
-    flow = Flow(Policy(**policy))
+    """A flow that has known its models for long, and whose endpoints have all reported that they are idle.
+
+    Nothing is packed, which `test_flow_pack.py` is about.
+    """
+    flow = Flow(Policy(**({"pack": Pack(front=False)} | policy)))
     models = {key: Model(key, ("high", "low"), startable) for key in (M, N)}
     flow.set_world(CLASSES, models, endpoints, -100.0)
     for e in endpoints:

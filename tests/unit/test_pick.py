@@ -7,6 +7,7 @@ import pytest
 from tidegate.core.pick import Candidate, Need, NoRoom, Place, Traffic, allot, choose, headroom, slots_needed
 
 HIGH = Need("high", 0, 100, 100, urgent=True)
+SOON = Need("high", 0, 100, 100, urgent=True, spill_s=0.3)
 LOW = Need("low", 2, 3000, 256)
 
 
@@ -41,8 +42,16 @@ CASES: list[tuple[str, Need, list[Candidate], str | NoRoom]] = [
         "b",
     ),
     ("low takes the emptier of its lanes", LOW, [at("a", kv_used=9_000), at("b", kv_used=8_000)], "b"),
-    ("high goes where prefill begins soonest", HIGH, [own("a", prefill_tokens=600), at("b")], "b"),
-    ("high prefers its lane when that is equal", HIGH, [at("a"), own("b", prefill_tokens=500)], "b"),
+    ("high goes where its first token is soonest", HIGH, [own("a", ttft_s=0.3), at("b", ttft_s=0.2)], "b"),
+    ("high prefers its lane when that is equal", HIGH, [at("a"), own("b")], "b"),
+    ("high stays on the front", SOON, [at("a", ttft_s=0.1), at("b", ttft_s=0.2, front=True)], "b"),
+    ("and spills when it waits there", SOON, [at("a", ttft_s=0.1), at("b", ttft_s=0.4, front=True)], "a"),
+    ("to the soonest of all", SOON, [at("a", ttft_s=0.5), at("b", ttft_s=0.4, front=True)], "b"),
+    ("low keeps behind the front", LOW, [at("a", front=True), at("b", kv_used=50_000)], "b"),
+    ("low keeps off what is kept clear", LOW, [at("a", kept_clear=True)], NoRoom.KEPT_CLEAR),
+    ("low keeps off where it slows others", LOW, [at("a", credit_s=0.2, margin_s=0.3)], NoRoom.WOULD_SLOW),
+    ("low goes where they are ahead", LOW, [at("a", credit_s=0.4, margin_s=0.3)], "a"),
+    ("none of that holds high up", HIGH, [at("a", kept_clear=True, credit_s=0, margin_s=1)], "a"),
     ("ties go to the lowest address", LOW, [at("b"), at("a")], "a"),
 ]
 

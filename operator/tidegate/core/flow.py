@@ -9,11 +9,8 @@ So streamed requests keep off replicas on lent GPUs (unless their model has no o
 one waits for a safe replica, whole ones behind it may go to lent ones, and only there.
 """
 
-import itertools
 import math
-from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from tidegate.core import pick
@@ -28,8 +25,10 @@ from tidegate.core.flowtypes import (
     Reason,
     Refused,
 )
-from tidegate.core.load import EngineReport, Load, Mean, Rate
-from tidegate.core.pick import Candidate, Need, NoRoom, Place, Traffic
+from tidegate.core.line import Line, Waiting
+from tidegate.core.load import EngineReport
+from tidegate.core.pick import NoRoom
+from tidegate.core.room import Room, Turn
 from tidegate.core.types import QoSClass
 
 __all__ = [
@@ -46,85 +45,7 @@ __all__ = [
 ]
 
 _FIFO_QUEUE: Final = ""
-_PRIOR_SERVICE_S: Final = 10.0
-"""How long a request holds its slot before any was seen to end: 256 tokens at 40 ms each."""
-_RECENT_S: Final = 15.0
-"""A class without arrivals for this long lends its headroom."""
 _RETRY_AFTER_MAX_S: Final = 600
-
-
-@dataclass(slots=True)
-class _Waiting:
-    ask: Ask
-    since: float
-
-
-@dataclass(slots=True)
-class _Running:
-    ask: Ask
-    address: str
-    since: float
-
-
-class _Queue:
-    """The requests of one (model, class) that wait, and how fast they leave.
-
-    Two lines, each oldest first: answers that are streamed, and whole ones.
-    """
-
-    __slots__ = ("drained", "streamed", "whole")
-
-    def __init__(self) -> None:
-        self.streamed: OrderedDict[int, _Waiting] = OrderedDict()
-        self.whole: OrderedDict[int, _Waiting] = OrderedDict()
-        self.drained = Rate(30.0)
-
-    def __len__(self) -> int:
-        return len(self.streamed) + len(self.whole)
-
-    def add(self, ask: Ask, now: float) -> None:
-        (self.streamed if ask.streamed else self.whole)[ask.id] = _Waiting(ask, now)
-
-    def pop(self, request: int) -> _Waiting:
-        return (self.streamed if request in self.streamed else self.whole).pop(request)
-
-    def heads(self, *, whole_only: bool = False) -> Iterator[_Waiting]:
-        """The oldest of each line."""
-        for line in (self.whole,) if whole_only else (self.whole, self.streamed):
-            yield from itertools.islice(line.values(), 1)
-
-    def head(self) -> _Waiting | None:
-        """The oldest of all."""
-        return min(self.heads(), key=lambda h: (h.since, h.ask.id), default=None)
-
-    def all(self) -> Iterator[_Waiting]:
-        return itertools.chain(self.whole.values(), self.streamed.values())
-
-
-@dataclass(slots=True)
-class _Turn:
-    """One model's part in a round of dispatching.
-
-    `apart`: there are both lent and other endpoints, so streamed requests have fewer to go to.
-    `passing`: a streamed one waits; whole ones pass it, onto lent endpoints only.
-    """
-
-    keep: pick.Headroom
-    safe: bool
-    apart: bool
-    passing: bool = False
-
-
-class _Seen:
-    """What a (model, class) was observed to do."""
-
-    __slots__ = ("arrivals", "last", "service", "tokens")
-
-    def __init__(self) -> None:
-        self.arrivals = Rate(5.0)
-        self.last = -math.inf
-        self.service = Mean(0.1)
-        self.tokens = Mean(0.1)
 
 
 class Flow:
@@ -132,16 +53,15 @@ class Flow:
 
     def __init__(self, policy: Policy | None = None) -> None:
         self.policy = policy or Policy()
-        self.classes: Mapping[str, QoSClass] = {}
-        self.models: Mapping[ModelKey, Model] = {}
         self.bytes = 0
-        self._ranks: dict[str, int] = {}
-        self._queues: dict[tuple[ModelKey, str], _Queue] = {}
-        self._seen: dict[tuple[ModelKey, str], _Seen] = {}
-        self._loads: dict[str, Load] = {}
-        self._running: dict[int, _Running] = {}
-        self._busy: Counter[tuple[ModelKey, str]] = Counter()
+        self._room = Room(self.policy)
+        self._lines: dict[tuple[ModelKey, str], Line] = {}
         self._where: dict[int, tuple[ModelKey, str]] = {}
+
+    @property
+    def models(self) -> Mapping[ModelKey, Model]:
+        """The models that exist."""
+        return self._room.models
 
     # ── the world ───────────────────────────────────────────────────────────────────────────────
 
@@ -153,65 +73,39 @@ class Flow:
         now: float,
     ) -> None:
         """Replace what exists. In-flight counts stay; a vanished endpoint goes once it is empty."""
-        self._expect(classes, models, now)
-        self.classes, self.models = classes, models
-        by_importance = sorted(classes.values(), key=lambda c: (-c.priority, c.name))
-        self._ranks = {c.name: index for index, c in enumerate(by_importance)}
-        fresh = {e.address: e for e in endpoints}
-        for address, load in list(self._loads.items()):
-            if address not in fresh:
-                load.leave()
-                if not load.requests:
-                    del self._loads[address]
-        for address, e in fresh.items():
-            known = self._loads.get(address)
-            if known is None:
-                known = self._loads[address] = Load(address, now)
-            known.become(e)
-        for key, queue in list(self._queues.items()):
-            if key[0] not in models and not queue:
-                del self._queues[key]
-        self._seen = {key: seen for key, seen in self._seen.items() if key[0] in models}
-
-    def _expect(self, classes: Mapping[str, QoSClass], models: Mapping[ModelKey, Model], now: float) -> None:
-        """Of a model just met nothing was seen yet: keep headroom for those who would wait, at first."""
-        for model in models.values():
-            for name in model.classes:
-                known = classes.get(name)
-                if model.key not in self.models and known and known.objectives.ttft_s is not None:
-                    self._seen.setdefault((model.key, name), _Seen()).last = now
+        self._room.set_world(classes, models, endpoints, now)
+        for key, line in list(self._lines.items()):
+            if key[0] not in models and not line:
+                del self._lines[key]
 
     def report(self, address: str, report: EngineReport, own_before: int, own_tokens_before: int) -> None:
         """Take an engine's own counts; `own_…` are ours from just before it was asked."""
-        load = self._loads.get(address)
+        load = self._room.loads.get(address)
         if load is not None:
             load.correct(report, own_before, own_tokens_before)
 
     def held(self, address: str) -> tuple[int, int]:
         """Requests and KV tokens that this queue has in flight at an endpoint."""
-        load = self._loads.get(address)
+        load = self._room.loads.get(address)
         return (load.requests, load.tokens) if load else (0, 0)
 
     # ── a request's life ────────────────────────────────────────────────────────────────────────
 
     def admit(self, ask: Ask, now: float) -> Refused | None:
         """Queue a request, or say why not. Call `dispatch` next."""
-        key = self._queue_key(ask)
-        queue = self._queues.setdefault(key, _Queue())
+        key = self._line_key(ask)
+        line = self._lines.setdefault(key, Line())
         most, _ = self._bounds(ask.qos_class)
-        ready = any(True for _ in self._ready(ask.model))
-        model = self.models.get(ask.model)
+        ready = any(True for _ in self._room.ready(ask.model))
+        model = self._room.models.get(ask.model)
         if not ready and not (model and model.startable):
-            return self._refuse(503, Reason.NO_ENDPOINT, queue, now, ask)
-        if len(queue) >= most:
-            return self._refuse(429, Reason.QUEUE_FULL, queue, now, ask)
+            return self._refuse(503, Reason.NO_ENDPOINT, line, now, ask)
+        if len(line) >= most:
+            return self._refuse(429, Reason.QUEUE_FULL, line, now, ask)
         if self.bytes + ask.size > self.policy.max_bytes:
-            return self._refuse(429, Reason.MEMORY_FULL, queue, now, ask)
-        seen = self._seen.setdefault((ask.model, ask.qos_class), _Seen())
-        seen.arrivals.add(now)
-        seen.last = now
-        seen.tokens.add(ask.prompt_tokens + ask.output_tokens)
-        queue.add(ask, now)
+            return self._refuse(429, Reason.MEMORY_FULL, line, now, ask)
+        self._room.came(ask, now)
+        line.add(ask, now)
         self._where[ask.id] = key
         self.bytes += ask.size
         return None
@@ -223,19 +117,19 @@ class Flow:
         are not for it.
         """
         done: list[Dispatch] = []
-        heads = {m: h for m in {key[0] for key, q in self._queues.items() if q} if (h := self._head(m))}
-        turns: dict[ModelKey, _Turn] = {}
+        heads = {m: h for m in {key[0] for key, line in self._lines.items() if line} if (h := self._head(m))}
+        turns: dict[ModelKey, Turn] = {}
         while heads:
-            model = min(heads, key=lambda m: (self._rank(heads[m].ask), heads[m].since, heads[m].ask.id))
-            ask, turn = heads[model].ask, turns.get(model)
+            model = min(heads, key=lambda m: (self._room.rank(heads[m].ask), heads[m].since, heads[m].ask.id))
+            head, turn = heads[model].ask, turns.get(model)
             if turn is None:
-                turn = turns[model] = self._turn(model, now)
-            chosen = pick.choose(self._need(ask, turn), self._candidates(ask, turn.keep, now))
+                turn = turns[model] = self._room.turn(model, now)
+            ask, chosen = self._choose(head, turn, now)
             following = None
             if not isinstance(chosen, NoRoom):
                 done.append(self._send(ask, chosen, now))
                 following = self._head(model, whole_only=turn.passing)
-            elif ask.streamed and turn.apart:
+            elif head.streamed and turn.apart:
                 turn.passing = True
                 following = self._head(model, whole_only=True)
             if following is None:
@@ -249,15 +143,7 @@ class Flow:
 
         `whole` False keeps an aborted one out of the measured service times.
         """
-        running = self._running.pop(request, None)
-        if running is not None:
-            self._busy[running.ask.model, running.ask.qos_class] -= 1
-            load = self._loads[running.address]
-            load.give_back(running.ask.prompt_tokens + running.ask.output_tokens)
-            if load.gone and not load.requests:
-                del self._loads[running.address]
-            if whole and (seen := self._seen.get((running.ask.model, running.ask.qos_class))):
-                seen.service.add(now - running.since)
+        if self._room.give_back(request, now, whole=whole):
             return Ended.DISPATCHED
         key = self._where.pop(request, None)
         if key is None:
@@ -268,36 +154,42 @@ class Flow:
     def expire(self, now: float) -> list[tuple[Ask, Refused]]:
         """Refuse what has waited as long as its class allows, or has nothing left to wait for."""
         gone: list[tuple[Ask, Refused]] = []
-        for key, queue in list(self._queues.items()):
-            model = self.models.get(key[0])
-            hopeless = not (model and model.startable) and not any(True for _ in self._ready(key[0]))
-            while (head := queue.head()) is not None:
+        for key, line in list(self._lines.items()):
+            model = self._room.models.get(key[0])
+            hopeless = not (model and model.startable) and not any(True for _ in self._room.ready(key[0]))
+            while (head := line.head()) is not None:
                 late = now - head.since >= self._bounds(head.ask.qos_class)[1]
                 if not (late or hopeless):
                     break
-                served = any(True for _ in self._ready(key[0]))
+                served = any(True for _ in self._room.ready(key[0]))
                 why = (429, Reason.WAITED_TOO_LONG) if served else (503, Reason.NO_ENDPOINT)
-                gone.append((head.ask, self._refuse(*why, queue, now, head.ask)))
+                gone.append((head.ask, self._refuse(*why, line, now, head.ask)))
                 del self._where[head.ask.id]
                 self._drop(key, head.ask.id)
         return gone
 
     def next_expiry(self) -> float | None:
         """When `expire` has something to do next, if nothing else happens."""
-        heads = (head for queue in self._queues.values() if (head := queue.head()))
+        heads = (head for line in self._lines.values() if (head := line.head()))
         return min((h.since + self._bounds(h.ask.qos_class)[1] for h in heads), default=None)
+
+    def next_turn(self) -> float | None:
+        """When a request that waits may find room though nothing else happens: a prefill is done."""
+        waiting = {key[0] for key, line in self._lines.items() if line}
+        busy = (e.forecast for e in self._room.loads.values() if e.model in waiting)
+        return min((forecast.clear_at for forecast in busy if forecast.backlog_s), default=None)
 
     # ── what it looks like ──────────────────────────────────────────────────────────────────────
 
     def waiting(self) -> Iterator[Ask]:
         """Everything that is queued."""
-        for queue in self._queues.values():
-            yield from (one.ask for one in queue.all())
+        for line in self._lines.values():
+            yield from (one.ask for one in line)
 
     def in_flight(self) -> Iterator[tuple[Ask, str]]:
         """Everything that is dispatched, with the lane that serves it."""
-        for one in self._running.values():
-            yield one.ask, self._loads[one.address].lane
+        for one in self._room.running.values():
+            yield one.ask, self._room.loads[one.address].lane
 
     def occupied(self) -> Iterator[tuple[str, ModelKey, bool, int]]:
         """For every endpoint: address, model, whether nothing more comes, and requests that run there.
@@ -305,29 +197,34 @@ class Flow:
         After a restart what the picker before sent there is known only once the engine has reported,
         so until then more may come.
         """
-        for load in self._loads.values():
+        for load in self._room.loads.values():
             yield load.address, load.model, load.drained, load.requests + load.foreign
 
     def snapshot(self, now: float) -> dict[str, Any]:
-        """Queues, endpoints and headroom as JSON values."""
+        """Queues, endpoints, headroom and fronts as JSON values."""
+        room = self._room
         queues = [
             {
                 "namespace": key[0][0],
                 "model": key[0][1],
                 "qos_class": key[1] or "*",
-                "waiting": len(queue),
-                "streamed": len(queue.streamed),
-                "oldest_s": round(now - head.since, 3) if (head := queue.head()) else 0.0,
-                "drained_per_s": round(queue.drained.value(now), 3),
+                "waiting": len(line),
+                "streamed": len(line.streamed),
+                "oldest_s": round(now - head.since, 3) if (head := line.head()) else 0.0,
+                "drained_per_s": round(line.drained.value(now), 3),
             }
-            for key, queue in sorted(self._queues.items())
+            for key, line in sorted(self._lines.items())
         ]
-        kept = {model: self._headroom(model, now) for model in self.models}
-        names = {rank: name for name, rank in self._ranks.items()}
+        turns = {model: room.turn(model, now) for model in room.models}
+        names = {rank: name for name, rank in room.ranks.items()}
         endpoints = []
-        for address, load in sorted(self._loads.items()):
-            keep = {names[r]: by.get(address, (0, 0))[0] for r, by in kept.get(load.model, {}).items()}
-            endpoints.append(load.describe(now, self.policy.report_stale_s) | {"keeps_free_from": keep})
+        for address, load in sorted(room.loads.items()):
+            turn = turns.get(load.model)
+            keep = turn.keep if turn else {}
+            load.forecast.advance(now)
+            described = load.describe(now, self.policy.report_stale_s)
+            described["keeps_free_from"] = {names[r]: by.get(address, (0, 0))[0] for r, by in keep.items()}
+            endpoints.append(described | {"front": bool(turn and address in turn.front)})
         return {
             "policy": "qos" if self.policy.qos else "fifo",
             "queued_bytes": self.bytes,
@@ -337,112 +234,54 @@ class Flow:
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────
 
-    def _queue_key(self, ask: Ask) -> tuple[ModelKey, str]:
+    def _line_key(self, ask: Ask) -> tuple[ModelKey, str]:
         return (ask.model, ask.qos_class if self.policy.qos else _FIFO_QUEUE)
 
     def _bounds(self, qos_class: str) -> tuple[int, float]:
         if not self.policy.qos:
             return self.policy.fifo_max_requests, self.policy.fifo_max_wait_s
-        known = self.classes.get(qos_class)
+        known = self._room.classes.get(qos_class)
         return (known.queue_max_requests, known.queue_max_wait_s) if known else (0, 0.0)
 
-    def _rank(self, ask: Ask) -> int:
-        return self._ranks.get(ask.qos_class, len(self._ranks)) if self.policy.qos else 0
-
-    def _need(self, ask: Ask, turn: _Turn) -> Need:
-        known = self.classes.get(ask.qos_class)
-        return Need(
-            ask.qos_class,
-            self._rank(ask),
-            ask.prompt_tokens,
-            ask.output_tokens,
-            urgent=self.policy.qos and known is not None and known.objectives.ttft_s is not None,
-            not_lent=ask.streamed and turn.safe,
-            only_lent=turn.passing,
-        )
-
-    def _head(self, model: ModelKey, *, whole_only: bool = False) -> _Waiting | None:
+    def _head(self, model: ModelKey, *, whole_only: bool = False) -> Waiting | None:
         """The request of this model whose turn it is: the oldest of its highest class."""
         heads = (
             head
-            for key, queue in self._queues.items()
+            for key, line in self._lines.items()
             if key[0] == model
-            for head in queue.heads(whole_only=whole_only)
+            for head in line.heads(whole_only=whole_only)
         )
-        return min(heads, key=lambda h: (self._rank(h.ask), h.since, h.ask.id), default=None)
+        return min(heads, key=lambda h: (self._room.rank(h.ask), h.since, h.ask.id), default=None)
 
-    def _turn(self, model: ModelKey, now: float) -> _Turn:
-        lent = [e.lent for e in self._ready(model)]
-        safe = not all(lent)
-        return _Turn(self._headroom(model, now), safe=safe, apart=safe and any(lent))
-
-    def _ready(self, model: ModelKey) -> Iterator[Load]:
-        return (e for e in self._loads.values() if e.model == model and e.ready and not e.draining)
-
-    def _candidates(self, ask: Ask, keep: pick.Headroom, now: float) -> list[Candidate]:
-        rank = self._rank(ask)
-        left = keep.get(rank, {})
-        return [
-            Candidate(
-                address=load.address,
-                lane=load.lane,
-                lane_rank=self._ranks.get(load.lane, len(self._ranks)),
-                slots=load.usable_slots(now, self.policy.report_grace_s, self.policy.report_stale_s),
-                used=load.requests + load.foreign,
-                kv_tokens=load.kv_tokens,
-                kv_used=load.tokens + load.foreign_tokens,
-                prefill_tokens=load.prefill(now),
-                keep_slots=left.get(load.address, (0, 0))[0],
-                keep_tokens=left.get(load.address, (0, 0))[1],
-                ready=load.ready,
-                draining=load.draining,
-                lent=load.lent,
-            )
-            for load in self._loads.values()
-            if load.model == ask.model
-        ]
-
-    def _headroom(self, model: ModelKey, now: float) -> pick.Headroom:
-        if not self.policy.qos:
-            return {}
-        # Kept where it can be used by all: streamed requests keep off lent endpoints.
-        ready = list(self._ready(model))
-        kept = [e for e in ready if not e.lent] or ready
-        places = [Place(e.address, e.lane, e.slots) for e in kept]
-        traffic, service = [], {}
-        # A class seen here counts even when the model no longer lists it: its requests still run.
-        for name, rank in self._ranks.items():
-            seen = self._seen.get((model, name))
-            if seen is None:
-                continue
-            recent = now - seen.last < _RECENT_S
-            traffic.append(Traffic(name, rank, seen.arrivals.value(now), seen.tokens.value(0.0), recent))
-            service[rank] = seen.service.value(_PRIOR_SERVICE_S)
-        busy = {
-            self._ranks[name]: n
-            for (key, name), n in self._busy.items()
-            if key == model and name in self._ranks
-        }
-        return pick.headroom(traffic, places, service, busy)
+    def _choose(self, head: Ask, turn: Turn, now: float) -> tuple[Ask, str | NoRoom]:
+        """Who goes, and where: the head, or to the front a patient one behind it whose prompt is short."""
+        room, found = self._room, self._room.candidates(head, turn, now)
+        need = room.need(head, turn)
+        if need.urgent or not (turn.front and self.policy.pack.short):
+            return head, pick.choose(need, found)
+        chosen = pick.choose(need, (c for c in found if not c.front))
+        if not isinstance(chosen, NoRoom) or all(c.kept_clear for c in found if c.front):
+            return head, chosen
+        # Where all are front the head must go there, or a long prompt would wait for ever.
+        behind = any(e.address not in turn.front for e in room.ready(head.model))
+        ask = self._lines[self._line_key(head)].shortest(whole_only=turn.passing) if behind else head
+        ahead = (c for c in room.candidates(ask, turn, now) if c.front)
+        return ask, pick.choose(room.need(ask, turn), ahead)
 
     def _send(self, ask: Ask, address: str, now: float) -> Dispatch:
         key = self._where.pop(ask.id)
-        queue = self._queues[key]
         waited = now - self._drop(key, ask.id).since
-        queue.drained.add(now)
-        load = self._loads[address]
-        load.take(ask.prompt_tokens, ask.prompt_tokens + ask.output_tokens, now)
-        self._running[ask.id] = _Running(ask, address, now)
-        self._busy[ask.model, ask.qos_class] += 1
+        self._lines[key].drained.add(now)
+        load = self._room.take(ask, address, now)
         return Dispatch(ask, address, load.lane, waited)
 
-    def _drop(self, key: tuple[ModelKey, str], request: int) -> _Waiting:
-        dropped = self._queues[key].pop(request)
+    def _drop(self, key: tuple[ModelKey, str], request: int) -> Waiting:
+        dropped = self._lines[key].pop(request)
         self.bytes -= dropped.ask.size
         return dropped
 
-    def _refuse(self, status: int, reason: Reason, queue: _Queue, now: float, ask: Ask) -> Refused:
-        waiting, rate = len(queue), queue.drained.value(now)
+    def _refuse(self, status: int, reason: Reason, line: Line, now: float, ask: Ask) -> Refused:
+        waiting, rate = len(line), line.drained.value(now)
         most, wait = self._bounds(ask.qos_class)
         estimate = waiting / rate if rate > 0 else wait
         after = min(_RETRY_AFTER_MAX_S, max(1, math.ceil(estimate)))

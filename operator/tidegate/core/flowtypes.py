@@ -1,7 +1,9 @@
 """What the queue is told and what it answers: plain values. Times are seconds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+from tidegate.core.steptime import LLAMA3_8B_A100, StepFit
 
 ModelKey = tuple[str, str]
 """Namespace and name of a ModelDeployment."""
@@ -11,7 +13,8 @@ ModelKey = tuple[str, str]
 class Endpoint:
     """A replica that can serve: where, for whom, and how much at once. `lane` is its class.
 
-    `lent`: its GPUs may be asked back, and what it has begun to answer dies with it.
+    `lent`: its GPUs may be asked back, and what it has begun to answer dies with it. `chunk`: the
+    most tokens that a step computes (vLLM's max_num_batched_tokens).
     """
 
     address: str
@@ -21,6 +24,7 @@ class Endpoint:
     ready: bool = True
     draining: bool = False
     lent: bool = False
+    chunk: int = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,37 @@ class Model:
     key: ModelKey
     classes: tuple[str, ...]
     startable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """How patient work is kept out of the way of who waits for a first token; see `core.front`.
+
+    Each idea can be turned off, to see what it is worth.
+
+    Attributes:
+        front: what people wait for goes to as few replicas as it needs, the front, and beyond it
+            only when it would wait there for more than `spill` of its objective.
+        late: a prompt of patient work is sent when the prefill before it is done, not earlier.
+        clear: some of the front (`clear_share` of it, one at least) has no patient prefill at a time,
+            and none of it more patient requests than `front_patient`.
+        pace: no patient prefill where it would hold somebody up beyond the pace that was promised,
+            less `margin_s`.
+        utilisation: of the front's time, what the prefill of urgent work takes when the front is as
+            small as it may be.
+    """
+
+    front: bool = True
+    late: bool = True
+    clear: bool = True
+    pace: bool = True
+    short: bool = True
+    spill: float = 0.3
+    clear_share: float = 0.34
+    front_patient: int = 10
+    margin_s: float = 0.3
+    utilisation: float = 0.48
+    ahead_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +81,8 @@ class Policy:
     fifo_max_wait_s: float = 3600.0
     report_grace_s: float = 2.0
     report_stale_s: float = 5.0
+    pack: Pack = field(default_factory=Pack)
+    fit: StepFit = LLAMA3_8B_A100
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +99,11 @@ class Ask:
     output_tokens: int
     size: int = 0
     streamed: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """KV tokens that it may come to hold."""
+        return self.prompt_tokens + self.output_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,23 +2,26 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-from tidegate.core.flowtypes import Endpoint
-
-_PREFILL_TOKENS_PER_S: Final = 8000.0
-"""An 8B model on an A100 prefills 512 tokens in 57 ms (docs/concepts/request-path.md, Sources)."""
+from tidegate.core.flowtypes import Ask, Endpoint
+from tidegate.core.forecast import Forecast
+from tidegate.core.steptime import StepFit
 
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """An engine's own word at `time_s`. `kv_tokens` is its capacity, `kv_usage` 0…1 of it."""
+    """An engine's own word at `time_s`. `kv_tokens` is its capacity, `kv_usage` 0…1 of it.
+
+    `generated_tokens` is a counter of all output tokens so far, None where the engine has none.
+    """
 
     time_s: float
     running: int
     waiting: int
     kv_usage: float | None = None
     kv_tokens: int | None = None
+    generated_tokens: int | None = None
 
 
 class Rate:
@@ -61,12 +64,11 @@ class Load:
     """The state of one endpoint. `requests` and `tokens` are ours; `foreign…` are not."""
 
     __slots__ = (
-        "_backlog",
-        "_backlog_at",
         "_known_since",
         "_report",
         "address",
         "draining",
+        "forecast",
         "foreign",
         "foreign_tokens",
         "gone",
@@ -74,13 +76,14 @@ class Load:
         "lane",
         "lent",
         "model",
+        "patient",
         "ready",
         "requests",
         "slots",
         "tokens",
     )
 
-    def __init__(self, address: str, now: float) -> None:
+    def __init__(self, address: str, now: float, fit: StepFit) -> None:
         self.address = address
         self.model: tuple[str, str] = ("", "")
         self.lane = ""
@@ -90,10 +93,12 @@ class Load:
         self.kv_tokens: int | None = None
         self._report: EngineReport | None = None
         self._known_since = now
-        self._backlog, self._backlog_at = 0.0, now
+        self.patient = 0
+        self.forecast = Forecast(fit, 2048, now)
 
-    def become(self, facts: Endpoint) -> None:
+    def become(self, facts: Endpoint, fit: StepFit) -> None:
         """Take the endpoint's facts as they are now."""
+        self.forecast.become(fit, facts.chunk)
         self.model, self.lane, self.slots = facts.model, facts.lane, facts.slots
         self.ready, self.draining, self.lent = facts.ready, facts.draining, facts.lent
         self.gone = False
@@ -102,25 +107,27 @@ class Load:
         """The endpoint is gone; only what is in flight keeps this."""
         self.ready, self.gone = False, True
 
-    def take(self, prompt_tokens: int, tokens: int, now: float) -> None:
-        """Count a request in, with the prefill that it queues."""
+    def take(self, ask: Ask, now: float, *, tpot_s: float | None, patient: bool) -> float:
+        """Count a request in, with the prefill that it queues; returns the steps made so far."""
         self.requests += 1
-        self.tokens += tokens
-        self._backlog, self._backlog_at = self.prefill(now) + prompt_tokens, now
+        self.patient += patient
+        self.tokens += ask.tokens
+        self.forecast.advance(now)
+        self.forecast.take(ask.id, ask.prompt_tokens, tpot_s)
+        return self.forecast.steps
 
-    def give_back(self, tokens: int) -> None:
-        """Count a request out."""
+    def give_back(self, ask: Ask, now: float, steps: float, *, patient: bool) -> None:
+        """Count a request out; `steps` is what `take` returned."""
         self.requests -= 1
-        self.tokens -= tokens
+        self.patient -= patient
+        self.tokens -= ask.tokens
+        self.forecast.advance(now)
+        self.forecast.give_back(ask.id, ask.prompt_tokens + int(self.forecast.steps - steps))
 
     @property
     def drained(self) -> bool:
         """Whether nothing more is sent here, and what others run here is known from the engine."""
         return self.gone or (self.draining and self._report is not None)
-
-    def prefill(self, now: float) -> int:
-        """Prompt tokens that are probably not computed yet."""
-        return int(max(0.0, self._backlog - (now - self._backlog_at) * _PREFILL_TOKENS_PER_S))
 
     def correct(self, report: EngineReport, own_before: int, own_tokens_before: int) -> None:
         """Take the engine's counts: what exceeds ours runs there without us.
@@ -136,6 +143,9 @@ class Load:
         if self.kv_tokens and report.kv_usage is not None:
             held = int(report.kv_usage * self.kv_tokens)
             self.foreign_tokens = max(0, held - max(own_tokens_before, self.tokens))
+        if report.generated_tokens is not None and not self.foreign:
+            self.forecast.advance(report.time_s)
+            self.forecast.calibrate(report.generated_tokens)
         self._report = report
 
     def usable_slots(self, now: float, grace_s: float, stale_s: float) -> int:
@@ -166,7 +176,8 @@ class Load:
             "foreign_requests": self.foreign,
             "kv_tokens": self.kv_tokens,
             "kv_used": self.tokens + self.foreign_tokens,
-            "prefill_tokens": self.prefill(now),
+            "prefill_s": round(self.forecast.backlog_s, 3),
+            "speed": round(self.forecast.speed, 2),
             "report_age_s": age,
             "stale": age is None or age >= stale_s,
         }

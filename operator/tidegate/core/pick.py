@@ -18,6 +18,8 @@ class NoRoom(StrEnum):
     MAY_BE_TAKEN = "MayBeTaken"
     NO_SLOT = "NoSlot"
     NO_KV = "NoKV"
+    KEPT_CLEAR = "KeptClear"
+    WOULD_SLOW = "WouldSlow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class Need:
     """What a request asks of an endpoint. `urgent` is one whose first token is waited for.
 
     `not_lent`: only an endpoint will do whose GPUs are not asked back. `only_lent`: the others are
-    waited for by a request that comes before this one.
+    waited for by a request that comes before this one. `spill_s`: how long an urgent one may wait
+    for its first token before it is sent beyond the front.
     """
 
     qos_class: str
@@ -35,6 +38,7 @@ class Need:
     urgent: bool = False
     not_lent: bool = False
     only_lent: bool = False
+    spill_s: float = math.inf
 
     @property
     def tokens(self) -> int:
@@ -48,6 +52,11 @@ class Candidate:
 
     `slots` and `used` count concurrent requests, `kv_tokens` is None where the engine does not
     say. `keep_slots` and `keep_tokens` are the headroom of classes above the request's.
+
+    As forecast, in seconds: `ttft_s` until this request's first token, `credit_s` how far those that
+    were promised a pace would still be ahead of it. `front`: among those that urgent work is packed
+    on; `kept_clear`: it is one of the last of these without patient prefill, or has its fill of
+    patient requests.
     """
 
     address: str
@@ -57,7 +66,11 @@ class Candidate:
     used: int
     kv_tokens: int | None = None
     kv_used: int = 0
-    prefill_tokens: int = 0
+    ttft_s: float = 0.0
+    credit_s: float = math.inf
+    front: bool = False
+    kept_clear: bool = False
+    margin_s: float = -math.inf
     keep_slots: int = 0
     keep_tokens: int = 0
     ready: bool = True
@@ -105,21 +118,40 @@ def has_kv(need: Need, at: Candidate) -> bool:
     return at.kv_tokens - at.kv_used - at.keep_tokens >= wanted
 
 
+def is_kept_clear(need: Need, at: Candidate) -> bool:
+    """It is not one that the next urgent request must find free of patient prefill."""
+    return need.urgent or not at.kept_clear
+
+
+def keeps_pace(need: Need, at: Candidate) -> bool:
+    """Nobody there falls behind the pace that was promised."""
+    return need.urgent or at.credit_s >= at.margin_s
+
+
 FILTERS: tuple[tuple[NoRoom, Filter], ...] = (
     (NoRoom.NOT_READY, is_ready),
     (NoRoom.DRAINING, is_staying),
     (NoRoom.MAY_BE_TAKEN, may_stand),
     (NoRoom.NO_SLOT, has_slot),
     (NoRoom.NO_KV, has_kv),
+    (NoRoom.KEPT_CLEAR, is_kept_clear),
+    (NoRoom.WOULD_SLOW, keeps_pace),
 )
 
-_CHUNK_TOKENS = 512
-"""One step of chunked prefill; finer differences of queued work are not seen by a user."""
+
+def spilt(need: Need, at: Candidate) -> float:
+    """The front first, while the first token comes there in good time."""
+    return 0 if at.front and at.ttft_s <= need.spill_s else 1
 
 
-def queued_prefill(_need: Need, at: Candidate) -> float:
-    """Steps of prefill before its own: what vLLM has begun is served before what is urgent."""
-    return at.prefill_tokens // _CHUNK_TOKENS
+def first_token(_need: Need, at: Candidate) -> float:
+    """The soonest first token."""
+    return at.ttft_s
+
+
+def behind_front(_need: Need, at: Candidate) -> float:
+    """Away from where people are served."""
+    return at.front
 
 
 def foreign_lane(need: Need, at: Candidate) -> float:
@@ -140,9 +172,9 @@ def requests_in_flight(_need: Need, at: Candidate) -> float:
     return at.used / max(1, at.slots)
 
 
-URGENT_SCORES: tuple[Score, ...] = (queued_prefill, foreign_lane, tokens_in_flight, requests_in_flight)
+URGENT_SCORES: tuple[Score, ...] = (spilt, first_token, foreign_lane, tokens_in_flight, requests_in_flight)
 """What somebody waits for goes where prefill begins soonest."""
-PATIENT_SCORES: tuple[Score, ...] = (foreign_lane, tokens_in_flight, requests_in_flight)
+PATIENT_SCORES: tuple[Score, ...] = (behind_front, foreign_lane, tokens_in_flight, requests_in_flight)
 """What nobody watches stays out of the lanes above it while its own have room."""
 
 

@@ -13,6 +13,8 @@ from tidegate.picker.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+_LEAST_S = 1e-3
+"""A timer is not set for sooner than this."""
 _TICK_S = 0.25
 """Headroom is lent and old reports distrusted as time passes, so the queue is looked at this often."""
 
@@ -27,6 +29,7 @@ class Desk:
         self.clock = clock
         self._numbers = itertools.count(1)
         self._futures: dict[int, asyncio.Future[Dispatch | Refused]] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     def number(self) -> int:
         """A number for a new request."""
@@ -69,6 +72,17 @@ class Desk:
         for dispatch in self.flow.dispatch(now):
             self.metrics.dispatched(dispatch.ask, dispatch.waited_s)
             self._settle(dispatch.ask, dispatch)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Look at the queue again when a replica is expected to have room."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        turn_s = self.flow.next_turn()
+        if turn_s is not None:
+            wait_s = max(_LEAST_S, turn_s - self.clock())
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self.pump)
 
     def _settle(self, ask: Ask, verdict: Dispatch | Refused) -> None:
         future = self._futures.pop(ask.id, None)

@@ -6,6 +6,7 @@ requests that an earlier picker had sent, and how much KV cache there is.
 
 import asyncio
 import logging
+import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -26,8 +27,9 @@ _RUNNING: Final = "vllm:num_requests_running"
 _WAITING: Final = "vllm:num_requests_waiting"
 _KV_USAGE: Final = "vllm:kv_cache_usage_perc"
 _KV_CONFIG: Final = "vllm:cache_config_info"
+_GENERATED: Final = "vllm:generation_tokens_total"
 _PENDING: Final = "nv_inference_pending_request_count"
-_WANTED: Final = (_RUNNING, _WAITING, _KV_USAGE, _KV_CONFIG, _PENDING)
+_WANTED: Final = (_RUNNING, _WAITING, _KV_USAGE, _KV_CONFIG, _GENERATED, _PENDING)
 
 
 def read_report(text: str, now: float) -> EngineReport | None:
@@ -45,6 +47,7 @@ def read_report(text: str, now: float) -> EngineReport | None:
             waiting=int(sum(_values(by_name, _WAITING))),
             kv_usage=sum(usages) / len(usages) if usages else None,
             kv_tokens=sum(_kv_tokens(s) for s in by_name.get(_KV_CONFIG, ())) or None,
+            generated_tokens=int(sum(_values(by_name, _GENERATED))) if _GENERATED in by_name else None,
         )
     if _PENDING in by_name:
         return EngineReport(now, running=0, waiting=int(sum(_values(by_name, _PENDING))))
@@ -52,7 +55,8 @@ def read_report(text: str, now: float) -> EngineReport | None:
 
 
 def _values(by_name: dict[str, list[Sample]], name: str) -> list[float]:
-    return [s.value for s in by_name.get(name, ())]
+    """What can be reckoned with: an engine that is starting may say NaN."""
+    return [s.value for s in by_name.get(name, ()) if math.isfinite(s.value)]
 
 
 def _kv_tokens(sample: Sample) -> int:

@@ -25,6 +25,8 @@ from tidegate.sim.workload import Arrival, Stream
 
 TICK_S: Final = 0.25
 """The picker looks at its queue this often though nothing happened (picker/desk.py)."""
+LEAST_S: Final = 1e-4
+"""A timer is not set for sooner than this."""
 SCRAPE_S: Final = 1.0
 """The picker asks every engine this often (picker/engines.py)."""
 
@@ -111,6 +113,7 @@ class _Site:
 
     def restart(self) -> None:
         self.epoch += 1
+        self.first_tokens = 0
         self.engine = Bulk(self.config)
         self.line = Pipeline(self.engine, self._seconds, self.replica.speed)
 
@@ -121,6 +124,10 @@ class _Site:
 Event = tuple[float, int, Callable[[], None]]
 
 
+def _nothing() -> None:
+    """The queue is looked at after every event: a timer needs to do no more."""
+
+
 class Fleet:
     """Runs one arm on a setting with a seed."""
 
@@ -128,6 +135,7 @@ class Fleet:
         self.setting, self.arm, self.seed = setting, arm, seed
         self.now = 0.0
         self.router = arm.router()
+        self._turn_s = 0.0
         self._events: list[Event] = []
         self._count = itertools.count()
         self._numbers = itertools.count(1)
@@ -254,6 +262,10 @@ class Fleet:
             priority = self._priority[record.qos_class]
             site.engine.add(Request(str(record.number), record.prompt, record.output, priority), self.now)
             self._launch(site)
+        turn_s = self.router.next_turn()
+        if turn_s is not None and not self.now < self._turn_s <= turn_s:
+            self._turn_s = max(turn_s, self.now + LEAST_S)
+            self._at(self._turn_s, _nothing)
 
     def _launch(self, site: _Site) -> None:
         epoch = site.epoch
@@ -264,6 +276,7 @@ class Fleet:
         if epoch != site.epoch:
             return  # of an engine that has died
         for event in site.line.complete()[1]:
+            site.first_tokens += event.nth == 0
             self._token(event)
         self._launch(site)
 
@@ -289,6 +302,7 @@ class Fleet:
             waiting=engine.waiting,
             kv_usage=engine.kv_usage,
             kv_tokens=site.config.kv_tokens,
+            generated_tokens=site.first_tokens + engine.counters.decode_tokens,
         )
         self._at(asked_s + self.setting.scrape_age_s, lambda: self.router.report(address, report, *before))
 

@@ -39,6 +39,10 @@ class Router(Protocol):
         """A request is over."""
         ...
 
+    def next_turn(self) -> float | None:
+        """When to call `dispatch` though nothing else has happened; None when there is no such time."""
+        ...
+
     def report(self, address: str, report: EngineReport, own_before: int, own_tokens_before: int) -> None:
         """Take an engine's own counts."""
         ...

@@ -1,0 +1,274 @@
+"""The room that endpoints have, and what of it is kept for whom.
+
+Knows what every endpoint carries and what every class was seen to do; says how an endpoint looks to
+a request. Who gets it is `core.pick`'s to say, in which order `core.flow`'s.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from tidegate.core import front, pick
+from tidegate.core.flowtypes import Ask, Endpoint, Model, ModelKey, Policy
+from tidegate.core.load import Load, Mean, Rate
+from tidegate.core.pick import Candidate, Need, Place, Traffic
+from tidegate.core.types import QoSClass
+
+_PRIOR_SERVICE_S: Final = 10.0
+"""How long a request holds its slot before any was seen to end: 256 tokens at 40 ms each."""
+_RECENT_S: Final = 15.0
+"""A class without arrivals for this long lends its headroom, and its front."""
+_FRONT_TAU_S: Final = 30.0
+"""The front follows the arrivals of this long: a burst spills, it does not move the boundary."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """How a model's endpoints stand in one round of dispatching.
+
+    `keep` is the headroom, `front` the endpoints that urgent work is packed on. `safe`: some are not
+    lent. `apart`: and some are, so that streamed requests have fewer to go to. `passing`: a streamed
+    one waits; whole ones pass it, onto lent endpoints only.
+    """
+
+    keep: pick.Headroom
+    front: frozenset[str]
+    safe: bool
+    apart: bool
+    passing: bool = False
+
+
+@dataclass(slots=True)
+class _Running:
+    ask: Ask
+    address: str
+    since: float
+    steps: float
+
+
+class _Seen:
+    """What a (model, class) was observed to do."""
+
+    __slots__ = ("arrivals", "last", "lately", "prefill", "service", "tokens")
+
+    def __init__(self) -> None:
+        self.arrivals, self.lately = Rate(5.0), Rate(_FRONT_TAU_S)
+        self.last = -math.inf
+        self.service, self.tokens = Mean(0.1), Mean(0.1)
+        self.prefill = Mean(0.02)
+
+
+class Room:
+    """Endpoints and traffic. Every method that needs the time is given it, in seconds."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.classes: Mapping[str, QoSClass] = {}
+        self.models: Mapping[ModelKey, Model] = {}
+        self.ranks: dict[str, int] = {}
+        self.loads: dict[str, Load] = {}
+        self.running: dict[int, _Running] = {}
+        self._seen: dict[tuple[ModelKey, str], _Seen] = {}
+        self._busy: Counter[tuple[ModelKey, str]] = Counter()
+
+    def set_world(
+        self,
+        classes: Mapping[str, QoSClass],
+        models: Mapping[ModelKey, Model],
+        endpoints: Iterable[Endpoint],
+        now: float,
+    ) -> None:
+        """Replace what exists. In-flight counts stay; a vanished endpoint goes once it is empty."""
+        self._expect(classes, models, now)
+        self.classes, self.models = classes, models
+        by_importance = sorted(classes.values(), key=lambda c: (-c.priority, c.name))
+        self.ranks = {c.name: index for index, c in enumerate(by_importance)}
+        fresh = {e.address: e for e in endpoints}
+        for address, load in list(self.loads.items()):
+            if address not in fresh:
+                load.leave()
+                if not load.requests:
+                    del self.loads[address]
+        for address, e in fresh.items():
+            known = self.loads.get(address)
+            if known is None:
+                known = self.loads[address] = Load(address, now, self.policy.fit)
+            known.become(e, self.policy.fit)
+        self._seen = {key: seen for key, seen in self._seen.items() if key[0] in models}
+
+    def _expect(self, classes: Mapping[str, QoSClass], models: Mapping[ModelKey, Model], now: float) -> None:
+        """Of a model just met nothing was seen yet: keep headroom for those who would wait, at first."""
+        for model in models.values():
+            for name in model.classes:
+                known = classes.get(name)
+                if model.key not in self.models and known and known.objectives.ttft_s is not None:
+                    self._seen.setdefault((model.key, name), _Seen()).last = now
+
+    # ── what comes, goes and runs ───────────────────────────────────────────────────────────────
+
+    def came(self, ask: Ask, now: float) -> None:
+        """Note an arrival."""
+        seen = self._seen.setdefault((ask.model, ask.qos_class), _Seen())
+        seen.arrivals.add(now)
+        seen.lately.add(now)
+        seen.last = now
+        seen.tokens.add(ask.tokens)
+        seen.prefill.add(self.policy.fit.seconds(ask.prompt_tokens, 0))
+
+    def take(self, ask: Ask, address: str, now: float) -> Load:
+        """A request is sent to an endpoint, and holds its room there."""
+        known = self.classes.get(ask.qos_class)
+        load = self.loads[address]
+        steps = load.take(
+            ask, now, tpot_s=known.objectives.tpot_s if known else None, patient=not self.urgent(ask)
+        )
+        self.running[ask.id] = _Running(ask, address, now, steps)
+        self._busy[ask.model, ask.qos_class] += 1
+        return load
+
+    def give_back(self, request: int, now: float, *, whole: bool) -> bool:
+        """A request is over; False when it holds no room (any more)."""
+        running = self.running.pop(request, None)
+        if running is None:
+            return False
+        ask = running.ask
+        self._busy[ask.model, ask.qos_class] -= 1
+        load = self.loads[running.address]
+        load.give_back(ask, now, running.steps, patient=not self.urgent(ask))
+        if load.gone and not load.requests:
+            del self.loads[running.address]
+        if whole and (seen := self._seen.get((ask.model, ask.qos_class))):
+            seen.service.add(now - running.since)
+        return True
+
+    # ── how it looks to a request ───────────────────────────────────────────────────────────────
+
+    def rank(self, ask: Ask) -> int:
+        """Its class's place, 0 the most important; all are equal without QoS."""
+        return self.ranks.get(ask.qos_class, len(self.ranks)) if self.policy.qos else 0
+
+    def urgent(self, ask: Ask) -> bool:
+        """Whether somebody waits for its first token."""
+        known = self.classes.get(ask.qos_class)
+        return self.policy.qos and known is not None and known.objectives.ttft_s is not None
+
+    def ready(self, model: ModelKey) -> Iterator[Load]:
+        """The endpoints of a model that take requests."""
+        return (e for e in self.loads.values() if e.model == model and e.ready and not e.draining)
+
+    def turn(self, model: ModelKey, now: float) -> Turn:
+        """How a model's endpoints stand now."""
+        lent = [e.lent for e in self.ready(model)]
+        safe = not all(lent)
+        return Turn(self.headroom(model, now), self.front(model, now), safe=safe, apart=safe and any(lent))
+
+    def front(self, model: ModelKey, now: float) -> frozenset[str]:
+        """The endpoints that urgent work of a model is packed on; none while nobody is urgent."""
+        pack = self.policy.pack
+        if not (self.policy.qos and pack.front):
+            return frozenset()
+        traffic = [
+            front.Urgent(seen.lately.value(now), seen.prefill.value(0.0))
+            for name, known in self.classes.items()
+            if known.objectives.ttft_s is not None
+            and (seen := self._seen.get((model, name)))
+            and now - seen.last < _RECENT_S
+        ]
+        places = [
+            front.Standing(e.address, self.ranks.get(e.lane, len(self.ranks)), e.lent)
+            for e in self.ready(model)
+        ]
+        return front.members(front.size(traffic, pack.utilisation), places)
+
+    def need(self, ask: Ask, turn: Turn) -> Need:
+        """What a request asks of an endpoint."""
+        known = self.classes.get(ask.qos_class)
+        waits_s = known.objectives.ttft_s if known else None
+        return Need(
+            ask.qos_class,
+            self.rank(ask),
+            ask.prompt_tokens,
+            ask.output_tokens,
+            urgent=self.urgent(ask),
+            not_lent=ask.streamed and turn.safe,
+            only_lent=turn.passing,
+            spill_s=math.inf if waits_s is None else self.policy.pack.spill * waits_s,
+        )
+
+    def candidates(self, ask: Ask, turn: Turn, now: float) -> list[Candidate]:
+        """The endpoints of its model as a request sees them."""
+        loads = [load for load in self.loads.values() if load.model == ask.model]
+        for load in loads:
+            load.forecast.advance(now)
+        gated = bool(turn.front) and not self.urgent(ask)
+        if gated and self.policy.pack.late:
+            # Left out before anything dearer is reckoned: mostly it is all of them.
+            loads = [load for load in loads if not load.forecast.backlog_s]
+        keep = turn.keep.get(self.rank(ask), {})
+        kept = self._kept_clear(turn, loads) if gated and self.policy.pack.clear else frozenset()
+        return [self._candidate(load, ask, turn, keep, now, gated, load.address in kept) for load in loads]
+
+    def _candidate(
+        self,
+        load: Load,
+        ask: Ask,
+        turn: Turn,
+        keep: Mapping[str, tuple[int, int]],
+        now: float,
+        gated: bool,
+        kept: bool,
+    ) -> Candidate:
+        policy, pack = self.policy, self.policy.pack
+        keep_slots, keep_tokens = keep.get(load.address, (0, 0))
+        return Candidate(
+            address=load.address,
+            lane=load.lane,
+            lane_rank=self.ranks.get(load.lane, len(self.ranks)),
+            slots=load.usable_slots(now, policy.report_grace_s, policy.report_stale_s),
+            used=load.requests + load.foreign,
+            kv_tokens=load.kv_tokens,
+            kv_used=load.tokens + load.foreign_tokens,
+            ttft_s=load.forecast.first_token_s(ask.prompt_tokens) if self.urgent(ask) else 0.0,
+            credit_s=load.forecast.credit_s(ask.prompt_tokens) if gated and pack.pace else math.inf,
+            margin_s=pack.margin_s,
+            front=load.address in turn.front,
+            kept_clear=kept,
+            keep_slots=keep_slots,
+            keep_tokens=keep_tokens,
+            ready=load.ready,
+            draining=load.draining,
+            lent=load.lent,
+        )
+
+    def _kept_clear(self, turn: Turn, clear: list[Load]) -> frozenset[str]:
+        """Those of the front that get no patient work now; `clear` are the endpoints without prefill."""
+        pack = self.policy.pack
+        mine = [e for e in clear if e.address in turn.front]
+        few = sum(e.ready for e in mine) <= max(1, int(pack.clear_share * len(turn.front)))
+        return frozenset(e.address for e in mine if few or e.patient >= pack.front_patient)
+
+    def headroom(self, model: ModelKey, now: float) -> pick.Headroom:
+        """What requests of each rank must leave free at each endpoint of a model."""
+        if not self.policy.qos:
+            return {}
+        # Kept where it can be used by all: streamed requests keep off lent endpoints.
+        ready = list(self.ready(model))
+        kept = [e for e in ready if not e.lent] or ready
+        places = [Place(e.address, e.lane, e.slots) for e in kept]
+        traffic, service = [], {}
+        # A class seen here counts even when the model no longer lists it: its requests still run.
+        for name, rank in self.ranks.items():
+            seen = self._seen.get((model, name))
+            if seen is None:
+                continue
+            recent = now - seen.last < _RECENT_S
+            traffic.append(Traffic(name, rank, seen.arrivals.value(now), seen.tokens.value(0.0), recent))
+            service[rank] = seen.service.value(_PRIOR_SERVICE_S)
+        busy = {
+            self.ranks[name]: n
+            for (key, name), n in self._busy.items()
+            if key == model and name in self.ranks
+        }
+        return pick.headroom(traffic, places, service, busy)

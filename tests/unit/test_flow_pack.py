@@ -1,0 +1,147 @@
+"""Urgent work on a front, patient work behind it and, a little, between."""
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tidegate.core.flow import Ask, Endpoint, Flow, Model, Policy
+from tidegate.core.flowtypes import Pack
+from tidegate.core.load import EngineReport
+from tidegate.core.types import Objectives, QoSClass
+
+M = ("ns", "m")
+CLASSES = {
+    "chat": QoSClass("chat", 100, objectives=Objectives(ttft_s=1.0, tpot_s=0.05)),
+    "batch": QoSClass("batch", 0, queue_max_wait_s=3600),
+}
+IDS = itertools.count(1)
+
+
+def ask(qos: str, prompt: int = 2000) -> Ask:
+    return Ask(next(IDS), M, qos, prompt, 200)
+
+
+class Stage:
+    """Four replicas, chat every half second: a front of two."""
+
+    def __init__(self, replicas: int = 4, chat_every_s: float = 0.4, **pack: Any) -> None:
+        self.flow = Flow(Policy(pack=replace(Pack(), **pack)))
+        self.places = [Endpoint(f"r{i}", M, "batch", 64) for i in range(replicas)]
+        self.flow.set_world(CLASSES, {M: Model(M, tuple(CLASSES))}, self.places, 0.0)
+        self.now = 0.0
+        self.report()
+        for _ in range(int(90 / chat_every_s)):
+            self.now += chat_every_s
+            one = ask("chat", 1000)
+            assert self.flow.admit(one, self.now) is None
+            self.flow.dispatch(self.now)
+            self.flow.finish(one.id, self.now + 0.2)
+
+        self.now += 0.4
+
+    def report(self) -> None:
+        for place in self.places:
+            self.flow.report(place.address, EngineReport(self.now, 0, 0, 0.0, 400_000), 0, 0)
+
+    def send(self, *asks: Ask) -> dict[int, str]:
+        self.report()
+        for one in asks:
+            assert self.flow.admit(one, self.now) is None
+        return {d.ask.id: d.address for d in self.flow.dispatch(self.now)}
+
+    @property
+    def front(self) -> set[str]:
+        return {e["address"] for e in self.flow.snapshot(self.now)["endpoints"] if e["front"]}
+
+
+def test_the_front_is_as_large_as_the_traffic_needs() -> None:
+    assert Stage().front == {"r0", "r1"}
+    assert Stage(chat_every_s=0.1).front == {"r0", "r1", "r2"}
+    assert Stage(front=False).front == set()
+
+
+def test_it_is_given_up_when_nobody_came_for_a_while() -> None:
+    stage = Stage()
+    stage.now += 20
+    assert stage.front == set()
+    assert len(stage.send(*(ask("batch") for _ in range(40)))) == 40, "and nothing is held back then"
+
+
+def test_a_patient_prompt_is_sent_when_the_one_before_it_is_done() -> None:
+    stage = Stage()
+    asks = [ask("batch") for _ in range(8)]
+    first = stage.send(*asks)
+    assert sorted(first.values()) == ["r0", "r2", "r3"], "one each; r1 is kept clear"
+    again = stage.flow.next_turn()
+    assert again is not None
+    assert 0 < again - stage.now < 0.5
+    stage.now = again
+    assert len(stage.send()) == 3
+
+
+def test_without_binding_late_they_queue_at_the_engines() -> None:
+    sent = Stage(late=False).send(*(ask("batch") for _ in range(40)))
+    assert sum(address in ("r2", "r3") for address in sent.values()) > 20
+
+
+def test_some_of_the_front_is_kept_clear() -> None:
+    sent = Stage().send(*(ask("batch") for _ in range(8)))
+    assert len({"r0", "r1"} & set(sent.values())) == 1
+    sent = Stage(clear=False).send(*(ask("batch") for _ in range(8)))
+    assert {"r0", "r1"} <= set(sent.values())
+
+
+def test_the_front_takes_the_short_prompts() -> None:
+    asks = [ask("batch", prompt) for prompt in (3000, 2500, 2000, 400, 3500)]
+    sent = Stage().send(*asks)
+    assert sent[asks[3].id] == "r0"
+    assert {sent[asks[0].id], sent[asks[1].id]} == {"r2", "r3"}, "the others in their order"
+    sent = Stage(short=False).send(*[replace(a, id=next(IDS)) for a in asks])
+    assert len(sent) == 3
+
+
+def test_where_all_are_front_nobody_is_passed_for_ever() -> None:
+    stage = Stage(replicas=2)
+    asks = [ask("batch", 3000), ask("batch", 400)]
+    assert list(stage.send(*asks)) == [asks[0].id]
+
+
+def test_people_go_to_the_front_and_beyond_it_when_it_is_busy() -> None:
+    stage = Stage()
+    first = [stage.send(ask("chat", 500)) for _ in range(2)]
+    assert {a for by in first for a in by.values()} == {"r0", "r1"}
+    spilt = [stage.send(ask("chat", 2000)) for _ in range(4)]
+    assert {a for by in spilt for a in by.values()} >= {"r2", "r3"}
+
+
+def test_no_prefill_beside_who_would_fall_behind_its_pace() -> None:
+    stage = Stage()
+    talking = ask("chat", 300)
+    at = stage.send(talking)[talking.id]
+    stage.now += 0.2
+    sent = stage.send(*(ask("batch", 2000) for _ in range(6)))
+    assert at not in sent.values(), "it has only just begun"
+    stage.now += 3.0
+    sent = stage.send(*(ask("batch", 2000) for _ in range(6)))
+    assert at in sent.values(), "at 15 ms a token it is far ahead of 50"
+
+
+@pytest.mark.parametrize("qos", [True, False])
+def test_all_is_served_in_the_end(qos: bool) -> None:
+    stage = Stage()
+    flow = Flow(Policy(qos=qos))
+    flow.set_world(CLASSES, {M: Model(M, tuple(CLASSES))}, stage.places, 0.0)
+    asks = [ask(name, 1500) for name in ("chat", "batch") * 50]
+    for one in asks:
+        assert flow.admit(one, 5.0) is None
+    now, sent = 5.0, []
+    while len(sent) < len(asks):
+        sent += [d.ask.id for d in flow.dispatch(now)]
+        turn = flow.next_turn()
+        now = max(now + 0.01, turn or 0.0)
+        assert now < 600
+        for request in sent[-200:-20]:
+            flow.finish(request, now)
+    assert sorted(sent) == sorted(a.id for a in asks)

@@ -1,0 +1,152 @@
+"""What an engine is reckoned to be doing: held against the engine model, and against its reports."""
+
+import math
+
+import pytest
+
+from tidegate.core import front
+from tidegate.core.forecast import Forecast
+from tidegate.core.steptime import LLAMA3_8B_A100
+from tidegate.sim.engine import Engine
+from tidegate.sim.pipeline import Pipeline
+from tidegate.sim.types import EngineConfig, Request
+
+FIT = LLAMA3_8B_A100
+
+
+def fresh(chunk: int = 2048) -> Forecast:
+    return Forecast(FIT, chunk, 0.0)
+
+
+def served(prompts: list[int], chunk: int) -> tuple[float, float]:
+    """When the last of these prompts, sent at once, gets its first token; and steps until then."""
+    engine = Engine(EngineConfig(max_num_batched_tokens=chunk, async_scheduling=False))
+    pipeline = Pipeline(engine, FIT.seconds)
+    for index, prompt in enumerate(prompts):
+        engine.add(Request(str(index), prompt, 500), 0.0)
+    steps = 0
+    while True:
+        pipeline.launch(pipeline.next_end or 0.0)
+        step, events = pipeline.complete()
+        steps += 1
+        if any(e.id == str(len(prompts) - 1) and e.nth == 0 for e in events):
+            return step.end, steps
+        pipeline.launch(step.end)
+
+
+@pytest.mark.parametrize("chunk", [512, 2048])
+@pytest.mark.parametrize("prompt", [100, 1000, 5000])
+def test_an_idle_engine_begins_at_once(prompt: int, chunk: int) -> None:
+    end_s, _ = served([prompt], chunk)
+    assert fresh(chunk).first_token_s(prompt) == pytest.approx(end_s, rel=0.05)
+
+
+def test_prefill_queues_and_is_worked_off() -> None:
+    forecast = fresh()
+    assert forecast.backlog_s == 0
+    forecast.take(1, 4000, None)
+    whole_s = forecast.backlog_s
+    assert whole_s == pytest.approx(served([4000], 2048)[0], rel=0.05)
+    forecast.advance(whole_s / 2)
+    assert forecast.backlog_s == pytest.approx(whole_s / 2)
+    assert forecast.clear_at == pytest.approx(whole_s)
+    assert forecast.first_token_s(1000) > whole_s / 2 + FIT.seconds(1000, 0)
+    forecast.advance(whole_s)
+    assert forecast.backlog_s == 0
+    assert forecast.steps == pytest.approx(2)
+
+
+def test_a_working_engine_keeps_an_arrival_waiting_for_a_step_and_a_half() -> None:
+    forecast = fresh()
+    for request in range(20):
+        forecast.take(request, 1000, None)
+    forecast.advance(forecast.clear_at)
+    step_s = FIT.seconds(0, 20, 20_000)
+    waits_s = forecast.first_token_s(500) - forecast.prefill_s(500)
+    assert waits_s == pytest.approx(1.5 * step_s, rel=0.1)
+
+
+def test_what_is_held_grows_and_goes() -> None:
+    forecast = fresh()
+    forecast.take(1, 1000, None)
+    forecast.take(2, 1000, None)
+    forecast.advance(10.0)
+    made = forecast.steps
+    assert made == pytest.approx((10.0 - FIT.seconds(2000, 0)) / FIT.seconds(0, 2, 2400), rel=0.05)
+    forecast.give_back(1, 1000 + int(made))
+    assert forecast.first_token_s(1) > 0.02
+    forecast.give_back(2, 1000 + int(made))
+    assert forecast.first_token_s(1) == pytest.approx(FIT.seconds(1, 0)), "idle again"
+
+
+def test_who_ends_early_shows_that_what_was_before_it_is_done() -> None:
+    forecast = fresh()
+    for request in range(3):
+        forecast.take(request, 8000, None)
+    last_s = FIT.seconds(2048, 0)
+    forecast.advance(last_s)
+    before_s = forecast.backlog_s
+    forecast.give_back(1, 8000)
+    assert forecast.backlog_s == pytest.approx(before_s / 3, rel=0.15), "only the third is left"
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.0, 4.0, 20.0])
+def test_the_pace_is_learnt_from_the_engines_own_count(speed: float) -> None:
+    forecast = fresh()
+    for request in range(16):
+        forecast.take(request, 200, None)
+    generated = 0.0
+    for second in range(1, 40):
+        forecast.advance(float(second))
+        forecast.calibrate(int(generated))
+        # So many tokens does it make in a second, whatever the forecast believes.
+        generated += 16 * speed / FIT.seconds(0, 16, 16 * int(200 + generated / 16))
+    assert forecast.speed == pytest.approx(speed, rel=0.1)
+
+
+def test_a_counter_that_starts_again_is_no_pace() -> None:
+    forecast = fresh()
+    forecast.take(1, 100, None)
+    for second, count in enumerate([1000, 1060, 3, 65, 127], start=1):
+        forecast.advance(float(second))
+        forecast.calibrate(count)
+    assert forecast.speed == pytest.approx(1.0, rel=0.15)
+
+
+def test_credit_grows_with_every_step_that_is_faster_than_promised() -> None:
+    forecast = fresh()
+    assert math.isinf(forecast.credit_s(1000)), "nobody was promised anything"
+    forecast.take(1, 1000, 0.05)
+    cost_s = forecast.prefill_s(1000) - 0.05
+    assert forecast.credit_s(1000) == pytest.approx(-cost_s), "nothing is saved up at first"
+    forecast.advance(forecast.clear_at)
+    forecast.advance(forecast.clear_at + 1.0)
+    step_s = FIT.seconds(0, 1, 1030)
+    assert forecast.credit_s(1000) == pytest.approx(0.05 / step_s - 1 - cost_s, rel=0.1)
+    forecast.take(2, 1000, 0.05)
+    assert forecast.credit_s(1000) < 0, "of who came last"
+    forecast.give_back(2, 1000)
+    assert forecast.credit_s(1000) > 1.0
+
+
+@pytest.mark.parametrize(
+    ("traffic", "expected"),
+    [
+        pytest.param([], 0, id="nobody"),
+        pytest.param([front.Urgent(0.0, 0.1)], 0, id="nobody lately"),
+        pytest.param([front.Urgent(0.1, 0.1)], 1, id="one now and then"),
+        pytest.param([front.Urgent(2.5, 0.12)], 2, id="one and a spare one"),
+        pytest.param([front.Urgent(10.0, 0.12), front.Urgent(10.0, 0.12)], 6, id="two classes add up"),
+    ],
+)
+def test_size_of_the_front(traffic: list[front.Urgent], expected: int) -> None:
+    assert front.size(traffic, 0.48) == expected
+
+
+def test_the_front_is_of_the_highest_lanes_and_stays_what_it_is() -> None:
+    low, high = front.Standing("a", 2, lent=False), front.Standing("z", 0, lent=False)
+    lent, other = front.Standing("b", 0, lent=True), front.Standing("c", 2, lent=False)
+    ordered = ["z", "a", "c", "b"]
+    for count in range(5):
+        assert front.members(count, [low, high, lent, other]) == set(ordered[:count])
+        assert front.members(count, [other, lent, high, low]) == set(ordered[:count])
