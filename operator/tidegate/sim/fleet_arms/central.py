@@ -78,9 +78,13 @@ class Central(ABC):
         known = self.classes.get(qos_class)
         return known is None or known.reclaim is Reclaim.ALWAYS
 
-    def active(self) -> int:
-        """How many classes have ever asked."""
-        return len({qos_class for _, qos_class in self._queues})
+    def active(self) -> list[str]:
+        """The classes that have ever asked, the most important first."""
+        return sorted({name for _, name in self._queues}, key=lambda name: (self.rank(name), name))
+
+    def look_again(self) -> None:
+        """Ask for the next `dispatch` to decide though nothing will have happened until then."""
+        self._changed = True
 
     # ── the Protocol `Router` ───────────────────────────────────────────────────────────────────
 
