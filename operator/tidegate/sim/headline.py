@@ -6,11 +6,12 @@ never runs dry. Figures are ratios to two references of the same seed and length
 """
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from statistics import fmean
-from typing import Any, Final
+from typing import Final
 
 from tidegate.core.flowtypes import ModelKey
 from tidegate.core.steptime import LLAMA3_8B_A100
@@ -125,7 +126,7 @@ class Raw:
     batch_per_s: float
     preemptions: int
     recomputed_tokens: int
-    cpu_s: float = 0.0
+    cpu_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,9 @@ def summarise(run: Run) -> Raw:
 
 def run_point(point: Point) -> Raw:
     """Run it."""
-    return summarise(Fleet(point.setting(), arm(point.arm), point.seed).run())
+    began_s = time.process_time()
+    raw = summarise(Fleet(point.setting(), arm(point.arm), point.seed).run())
+    return replace(raw, cpu_s=round(time.process_time() - began_s, 2))
 
 
 def compare(point: Point, found: dict[Point, Raw]) -> Figures:
@@ -199,9 +202,3 @@ def compare(point: Point, found: dict[Point, Raw]) -> Figures:
     ratio = raw.ttft_p99_s / found[point.references[0]].ttft_p99_s if point.load else math.nan
     reachable = most * batch_alone / bound_per_s(0.0)
     return Figures(point, raw, ratio, raw.batch_per_s / most, raw.batch_per_s / reachable)
-
-
-def to_json(point: Point, raw: Raw) -> dict[str, Any]:
-    """A run as plain values; what is not finite is null."""
-    values = {k: v if math.isfinite(v) else None for k, v in asdict(raw).items()}
-    return {**asdict(point), **values}
