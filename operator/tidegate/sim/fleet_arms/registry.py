@@ -6,7 +6,8 @@ from typing import Final
 
 from tidegate.sim.fleet_arms.limits import aimd, cap, holdback, release
 from tidegate.sim.fleet_arms.packing import alone, packing, silos
-from tidegate.sim.fleet_arms.plain import fifo, priority, tidegate
+from tidegate.sim.fleet_arms.priority import priority
+from tidegate.sim.fleet_arms.production import fifo, tidegate
 from tidegate.sim.fleet_arms.saturation import probabilistic, shed, soft_reflective
 from tidegate.sim.router import Arm
 

@@ -1,10 +1,9 @@
-"""Arms that hold nothing back: first come first served, and the engine's own priority alone."""
+"""The arm that holds nothing back: the engine's own priority alone."""
 
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from tidegate.core.flow import Flow
-from tidegate.core.flowtypes import Ask, Policy
+from tidegate.core.flowtypes import Ask
 from tidegate.sim.fleet_arms.central import Central
 from tidegate.sim.fleet_arms.site import Site
 from tidegate.sim.router import Arm
@@ -23,13 +22,3 @@ class SendAll(Central):
 def priority() -> Arm:
     """The engine's `--scheduling-policy priority`, and a router that balances."""
     return Arm("priority", SendAll)
-
-
-def fifo() -> Arm:
-    """One queue in arrival order, production's own, and an engine without priorities."""
-    return Arm("fifo", lambda: Flow(Policy(qos=False)), engine_priority=False)
-
-
-def tidegate() -> Arm:
-    """Production's queue as it is, in front of engines with priority."""
-    return Arm("tidegate", Flow)
