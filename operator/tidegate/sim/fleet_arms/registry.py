@@ -1,0 +1,55 @@
+"""The arms by name. A name carries its numbers, so that a run can be described in text: `packing-4`."""
+
+from collections.abc import Callable
+from inspect import signature
+from typing import Final
+
+from tidegate.sim.fleet_arms.limits import aimd, cap, holdback, release
+from tidegate.sim.fleet_arms.packing import alone, packing, silos
+from tidegate.sim.fleet_arms.priority import priority
+from tidegate.sim.fleet_arms.production import fifo, tidegate
+from tidegate.sim.fleet_arms.saturation import probabilistic, shed, soft_reflective
+from tidegate.sim.router import Arm
+
+ARMS: Final[dict[str, Callable[..., Arm]]] = {
+    "aimd": aimd,
+    "alone": alone,
+    "cap": cap,
+    "fifo": fifo,
+    "holdback": holdback,
+    "packing": packing,
+    "priority": priority,
+    "probabilistic": probabilistic,
+    "release": release,
+    "shed": shed,
+    "silos": silos,
+    "soft-reflective": soft_reflective,
+    "tidegate": tidegate,
+}
+"""What makes an arm, by the part of its name before the numbers."""
+
+
+def factory(name: str) -> tuple[Callable[..., Arm], tuple[int, ...]]:
+    """What makes the arm of this name, and the numbers to give it.
+
+    Raises:
+        ValueError: there is no such arm, or it takes other numbers.
+    """
+    words = name.split("-")
+    numbers = tuple(int(word) for word in words if word.isdigit())
+    family = "-".join(word for word in words if not word.isdigit())
+    make = ARMS.get(family)
+    if make is None:
+        raise ValueError(f"no arm is named {name!r}; there are {', '.join(sorted(ARMS))}, and numbers after")
+    try:
+        signature(make).bind(*numbers)
+    except TypeError as error:
+        wanted = ", ".join(signature(make).parameters) or "nothing"
+        raise ValueError(f"arm {name!r}: after {family} comes {wanted}") from error
+    return make, numbers
+
+
+def arm(name: str) -> Arm:
+    """The arm of this name; raises what `factory` does."""
+    make, numbers = factory(name)
+    return make(*numbers)
