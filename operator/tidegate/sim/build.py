@@ -1,7 +1,7 @@
 """From a scenario to what a fleet runs: names checked against each other, traces read."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,12 @@ from tidegate.sim.workload import Length, Stream, Times
 
 STEP_TIMES: Final = {fit.name: fit for fit in (LLAMA3_8B_A100,)}
 """The fits that ship, by name."""
+SHIPPED: Final[dict[str, Callable[[], tuple[Length, ...]]]] = {
+    "chat": workload.chat_lengths,
+    "code": workload.code_lengths,
+    "summaries": workload.summary_lengths,
+}
+"""Lengths that ship (`scenario.TRACES`)."""
 _DEFAULT_NAMESPACE: Final = "default"
 
 
@@ -242,13 +248,8 @@ def _lengths(field: str, spec: Lengths | None) -> list[Length]:
     """Prompts and outputs of a shipped trace or a file, scaled where other means are given."""
     if spec is None:
         raise ScenarioError(f"{field}.lengths is required")
-    shipped = {
-        "chat": workload.chat_lengths,
-        "code": workload.code_lengths,
-        "summaries": workload.summary_lengths,
-    }
-    if spec.trace in shipped:
-        found = shipped[spec.trace]()
+    if spec.trace in SHIPPED:
+        found = SHIPPED[spec.trace]()
     else:
         path = Path(spec.trace)
         if not path.exists():
