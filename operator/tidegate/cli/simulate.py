@@ -160,7 +160,7 @@ def _show(
     console = _console()
     console.print(tables(plan, outcomes))
     for note in result["notes"]:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _console() -> Any:

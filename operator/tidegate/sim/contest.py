@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tidegate.core.flow import Flow, Policy
+from tidegate.core.types import Objectives
 from tidegate.sim.fleet import Run, Setting
-from tidegate.sim.records import Record, State, figures, judged
+from tidegate.sim.records import Figures, Record, State, figures, judged
 from tidegate.sim.router import Arm
 
 FIGURES: Final = (
@@ -101,6 +102,8 @@ def row(records: Sequence[Record], qos_class: str, setting: Setting) -> dict[str
     """
     promised = setting.classes[qos_class].objectives
     found = figures(records, promised, setting.warm_up_s, setting.seconds)
+    if promises_nothing(promised):
+        found = Figures(0, 0, 0, 0, math.nan, tokens_per_s=found.tokens_per_s)
     begin_s = setting.warm_up_s
     came = [r for r in records if r.arrival_s >= begin_s]
     return {
@@ -118,12 +121,21 @@ def row(records: Sequence[Record], qos_class: str, setting: Setting) -> dict[str
     }
 
 
+def promises_nothing(promised: Objectives) -> bool:
+    """Whether there is no objective to judge a request by, nor a time by which it can be judged."""
+    return promised.ttft_s is promised.tpot_s is promised.completion_s is None
+
+
 def _points(records: Sequence[Record], qos_class: str, setting: Setting) -> Points:
     promised = setting.classes[qos_class].objectives
     away = (State.REFUSED, State.LOST)
     return Points(
         ttft=[(r.arrival_s, r.ttft_s) for r in records if math.isfinite(r.ttft_s)],
-        judged_ttft_s=[r.ttft_s for r in judged(records, promised, setting.warm_up_s, setting.seconds)],
+        judged_ttft_s=[
+            r.ttft_s
+            for r in judged(records, promised, setting.warm_up_s, setting.seconds)
+            if not promises_nothing(promised)
+        ],
         turned_away_s=[r.arrival_s for r in records if r.state in away],
         in_flight=_in_flight(records, setting.seconds),
     )

@@ -235,10 +235,10 @@ def _flags(args: Iterable[str]) -> dict[str, str]:
     """Flags of a command line, `--flag value` and `--flag=value`, dashed."""
     words = list(args)
     result = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for index, word in enumerate(words):
         if word.startswith("--"):
             flag, equals, value = word.partition("=")
-            result[flag[2:].replace("_", "-")] = value if equals else following
+            result[flag[2:].replace("_", "-")] = value if equals else "".join(words[index + 1 : index + 2])
     return result
 
 
@@ -320,7 +320,8 @@ def _streams(seen: Seen, lanes: Sequence[_Lane], notes: list[str]) -> Iterator[d
     )
     if without:
         notes.append(f"requests for {', '.join(without)} are left out: no replica of it serves")
-    for key, flow in found.items():
+    order = [c.metadata.name for c in _ranked(seen)]
+    for key, flow in sorted(found.items(), key=lambda item: (item[0][:2], order.index(item[0][2]))):
         promised = known[key[2]].spec.objectives
         # A queue that people wait in is a burst; one that nobody waits in is a backlog that refills.
         backlog = flow.queued > 0 and promised.time_to_first_token is None

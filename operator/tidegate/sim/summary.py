@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from statistics import median
 from typing import Any, Final, NamedTuple
 
@@ -10,8 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tidegate.api.common import format_duration
 from tidegate.sim.build import classes
-from tidegate.sim.contest import FIGURES, TOTALS, Outcome
+from tidegate.sim.contest import FIGURES, TOTALS, Outcome, promises_nothing
 from tidegate.sim.records import deadline_s
 from tidegate.sim.scenario import Scenario
 from tidegate.sim.whatif import gpus
@@ -75,16 +77,26 @@ def _rows(outcomes: Sequence[Outcome]) -> dict[tuple[str, str | None], dict[str,
 
 
 def unjudged(scenario: Scenario) -> list[str]:
-    """Sentences on classes whose objectives are too long for this run to say whether they are met."""
+    """Sentences on classes of which this run cannot say whether promises are kept."""
     measured_s = scenario.seconds - scenario.warm_up.total_seconds()
-    found = classes(scenario)
     used = {s.qos_class for s in scenario.streams}
-    return [
-        f"class {name} is not judged, only counted: a request of it may take {need:g} s, and {measured_s:g} s"
-        " are measured"
-        for name in found
-        if (name in used or None in used) and (need := deadline_s(found[name].objectives)) >= measured_s
-    ]
+    sentences = []
+    for name, found in classes(scenario).items():
+        need_s = deadline_s(found.objectives)
+        if name not in used and None not in used:
+            continue
+        if promises_nothing(found.objectives):
+            sentences.append(f"class {name} is counted and not judged: it promises nothing")
+        elif need_s >= measured_s:
+            sentences.append(
+                f"class {name} is counted and not judged: a request may take {_duration(need_s)} and keep its"
+                f" promise, and only {_duration(measured_s)} are measured"
+            )
+    return sentences
+
+
+def _duration(seconds: float) -> str:
+    return format_duration(timedelta(seconds=seconds))
 
 
 # ── for people ──────────────────────────────────────────────────────────────────────────────────
