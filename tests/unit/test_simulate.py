@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from support.wait import wait_for
 from tidegate.cli.main import app
 from tidegate.sim.contest import FIGURES, arms
 from tidegate.sim.parallel import Job, Progress, contest
@@ -134,6 +139,31 @@ def test_ctrl_c_keeps_what_has_ended(scenario: Path) -> None:
     assert not whole
     assert 1 <= len(outcomes) < len(jobs)
     assert outcomes[0].rows["interactive", None]["requests"] > 0
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
+def test_no_process_outlives_the_command(scenario: Path, sent: signal.Signals) -> None:
+    more = ["--seconds", "10m", "--seeds", "40"]
+    command = [sys.executable, "-m", "tidegate", "simulate", str(scenario), *more]
+    pipe = subprocess.PIPE
+    # SIGINT is ignored in the background of a shell, and so by what tests start there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
+        wait_for(lambda: len(children(process.pid)) >= 2, "workers")
+        started = children(process.pid)
+        # As a terminal does it: Ctrl-C goes to all of them.
+        (os.killpg if sent is signal.SIGINT else os.kill)(process.pid, sent)
+        _, said = process.communicate(timeout=60)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), "their end")
+    if sent is signal.SIGINT:
+        assert process.returncode == 130
+        assert "simulate: stopped; " in said
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def test_the_same_seed_gives_the_same_figures(scenario: Path) -> None:

@@ -4,10 +4,13 @@ import gc
 import multiprocessing
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import connection, resource_tracker
 from typing import Any, Final, NamedTuple
 
 from tidegate.sim import build
@@ -79,8 +82,9 @@ def contest(
         initializer=_begin,
         initargs=(_Shared(scenario, done_s, stop),),
     ) as pool:
-        futures = {pool.submit(_run, number, *job): number for number, job in enumerate(jobs)}
         try:
+            with _ctrl_c_later():
+                futures = {pool.submit(_run, number, *job): number for number, job in enumerate(jobs)}
             _collect(futures, ended, lambda: tell(_progress(scenario, done_s, len(ended))))
         except BaseException as error:
             stop.value = 1
@@ -89,6 +93,20 @@ def contest(
                 raise
             whole = False
     return [ended[number] for number in sorted(ended)], whole
+
+
+@contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Hold Ctrl-C back while workers are started; they inherit that, and never hear it.
+
+    A terminal sends it to all of them: the parent hears it, and tells them through `stop`.
+    """
+    resource_tracker.ensure_running()  # started later, it would lift the mask
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _cores() -> int:
@@ -115,9 +133,16 @@ def _progress(scenario: Scenario, done_s: Sequence[float], ended: int) -> Progre
 
 
 def _begin(shared: _Shared) -> None:
-    # A terminal sends Ctrl-C to all of them; the parent hears it and tells them through `stop`.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _shared[:] = [shared]
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed told nobody: without this its workers would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _run(number: int, arm: str, seed: int) -> Outcome:

@@ -289,14 +289,14 @@ def _pool_notes(seen: Seen) -> Iterator[str]:
 
 
 def _streams(seen: Seen, lanes: Sequence[_Lane], notes: list[str]) -> Iterator[dict[str, Any]]:
-    """One for each class of a model that has a replica."""
-    served_by = {lane.key: lane.model for lane in lanes}
-    known = {c.metadata.name: c for c in seen.classes}
-    found = {
-        key: t
-        for key, t in (seen.traffic or {}).items()
-        if key[:2] in served_by and key[2] in known and (t.per_second > 0 or t.queued > 0)
-    }
+    """One for each class of a model that has a replica; one for each lane where nothing is known."""
+    serving = {lane.key for lane in lanes}
+    known = {c.metadata.name: c for c in _ranked(seen)}
+    came = {k: t for k, t in (seen.traffic or {}).items() if k[2] in known and (t.per_second > 0 or t.queued)}
+    without = sorted({shown(key[:2]) for key in came if key[:2] not in serving})
+    if without:
+        notes.append(f"requests for {', '.join(without)} are left out: no replica of it serves")
+    found = {key: flow for key, flow in came.items() if key[:2] in serving}
     if not found:
         why = (
             "no picker could be asked" if seen.traffic is None else "nothing came while pickers were watched"
@@ -308,21 +308,12 @@ def _streams(seen: Seen, lanes: Sequence[_Lane], notes: list[str]) -> Iterator[d
         yield from (_assumed(lane) for lane in lanes)
         return
     notes.append(
-        f"arrivals were counted for {seen.window_s:.0f} s; mean lengths are the pickers' estimates since they"
+        f"arrivals were counted for {seen.window_s:g} s; mean lengths are the pickers' estimates since they"
         " began, outputs what clients allowed; their spread is that of the trace named"
     )
-    without = sorted(
-        {
-            shown(key[:2])
-            for key, t in (seen.traffic or {}).items()
-            if t.per_second > 0 and key[:2] not in served_by
-        }
-    )
-    if without:
-        notes.append(f"requests for {', '.join(without)} are left out: no replica of it serves")
-    order = [c.metadata.name for c in _ranked(seen)]
-    for key, flow in sorted(found.items(), key=lambda item: (item[0][:2], order.index(item[0][2]))):
-        promised = known[key[2]].spec.objectives
+    order = list(known)
+    for key in sorted(found, key=lambda k: (k[:2], order.index(k[2]))):
+        flow, promised = found[key], known[key[2]].spec.objectives
         # A queue that people wait in is a burst; one that nobody waits in is a backlog that refills.
         backlog = flow.queued > 0 and promised.time_to_first_token is None
         yield _stream(key, flow, backlog=backlog)
