@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from tidegate.sim import build, whatif
-from tidegate.sim.contest import arms
 from tidegate.sim.fleet import Fleet, Setting
+from tidegate.sim.known_arms import arm
 from tidegate.sim.scenario import Scenario, ScenarioError
 
 ROOT = Path(__file__).parents[2]
@@ -284,7 +284,7 @@ def test_a_model_keeps_its_last_replica() -> None:
 
 
 def test_who_ran_where_a_replica_died_is_remembered() -> None:
-    run = Fleet(setting(a_scenario(faults=[FAULT])), arms()["ours"], 1).run()
+    run = Fleet(setting(a_scenario(faults=[FAULT])), arm("ours"), 1).run()
     stays = [stay for r in run.records for stay in r.stays]
     assert stays
     assert {ended for _, ended in stays} == {10.0}

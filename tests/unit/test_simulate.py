@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 
 from support.wait import wait_for
 from tidegate.cli.main import app
-from tidegate.sim.contest import FIGURES, arms
+from tidegate.sim.contest import FIGURES
+from tidegate.sim.known_arms import arm, arms
 from tidegate.sim.parallel import Job, Progress, contest
 from tidegate.sim.scenario import Scenario
 from tidegate.sim.summary import spread
@@ -61,12 +62,12 @@ def test_arms_beside_each_other_as_json_with_plots(scenario: Path, tmp_path: Pat
     found = json.loads(ended.stdout)
     assert found == json.loads((out / "result.json").read_text())
     assert (found["seconds"], found["replicas"], found["complete"]) == (60, 3, True)
-    for arm in ("ours", "fifo"):
-        assert found["arms"][arm]["seeds"] == [1, 2]
-        assert found["arms"][arm]["replicas_used"]["median"] == 3
+    for name in ("ours", "fifo"):
+        assert found["arms"][name]["seeds"] == [1, 2]
+        assert found["arms"][name]["replicas_used"]["median"] == 3
     rows = {
-        (arm, row["qos_class"], row["tenant"]): row
-        for arm, by in found["arms"].items()
+        (name, row["qos_class"], row["tenant"]): row
+        for name, by in found["arms"].items()
         for row in by["classes"]
     }
     assert {key[1:] for key in rows} == {("interactive", None), ("interactive", "web"), ("batch", None)}
@@ -99,7 +100,7 @@ def test_a_table_for_people_and_the_answer_to_what_if(scenario: Path) -> None:
 REFUSED = {
     "no such file": (["none.yaml"], "none.yaml: No such file or directory"),
     "no such arm": (["s.yaml", "--compare", "ours,theirs"], "'theirs' is no arm; there is ours, fifo"),
-    "no arm": (["s.yaml", "--compare", ","], "'nothing' is no arm"),
+    "no arm": (["s.yaml", "--compare", ","], "'' is no arm"),
     "too short": (["s.yaml", "--seconds", "5"], "warmUp of 5 s leaves nothing to measure in 5 s"),
     "no time": (["s.yaml", "--seconds", "soon"], "--seconds must be above 0, such as 600 or 10m"),
     "too few GPUs": (["s.yaml", "--gpus", "-3"], "of 3 replicas on 3 GPUs one has to stay"),
@@ -178,7 +179,7 @@ def test_ours_is_productions_queue() -> None:
     from tidegate.core.flow import Flow
 
     assert {"ours", "fifo"} <= set(arms())
-    assert type(arms()["ours"].router()) is Flow
+    assert type(arm("ours").router()) is Flow
 
 
 def test_a_spread_leaves_out_seeds_that_judged_nothing() -> None:

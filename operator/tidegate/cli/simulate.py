@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -59,27 +59,33 @@ def simulate(
     replicas stay as they are: the controller's plan and the placement of pods are not simulated.
     Ctrl-C prints what has ended.
     """
+    from concurrent.futures.process import BrokenProcessPool
+
     from tidegate.sim import build
-    from tidegate.sim.contest import arms
+    from tidegate.sim.known_arms import arm
     from tidegate.sim.parallel import Job, contest
     from tidegate.sim.scenario import Scenario, ScenarioError
 
-    names = [name.strip() for name in compare.split(",") if name.strip()]
-    unknown = [name for name in names if name not in arms()]
-    if unknown or not names:
-        there = ", ".join(arms())
-        _refuse(f"--compare: {unknown[0] if unknown else 'nothing'!r} is no arm; there is {there}")
+    names = list(dict.fromkeys(name.strip() for name in compare.split(",")))
+    try:
+        for name in names:
+            arm(name)
+    except ValueError as error:
+        _refuse(f"--compare: {error}")
     if out is not None:
         _need_plots()
     try:
         plan = Scenario.load(scenario)
         plan = _what_if(plan, seeds, seconds, gpus, replicas, quiet=quiet)
         build.setting(plan)  # whatever is wrong is said before anything runs
+        jobs = [Job(name, seed) for seed in range(1, plan.seeds + 1) for name in names]
+        with _telling(quiet=quiet) as tell:
+            outcomes, whole = contest(plan, jobs, tell)
     except ScenarioError as error:
         _refuse(str(error))
-    jobs = [Job(name, seed) for seed in range(1, plan.seeds + 1) for name in dict.fromkeys(names)]
-    with _telling(quiet=quiet) as tell:
-        outcomes, whole = contest(plan, jobs, tell)
+    except BrokenProcessPool as error:
+        typer.secho("simulate: a run was killed; was there memory for so many requests?", fg="red", err=True)
+        raise typer.Exit(1) from error
     ordered = sorted(outcomes, key=lambda o: (names.index(o.arm), o.seed))
     if ordered:
         _show(plan, ordered, output, out, whole=whole)
@@ -88,7 +94,7 @@ def simulate(
         raise typer.Exit(130)
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     typer.secho(f"simulate: {message}", fg="red", err=True)
     raise typer.Exit(2)
 

@@ -1,4 +1,4 @@
-"""Arms by name, and what is kept of a run: figures by class and tenant, and points to plot."""
+"""What is kept of a run: figures by class and tenant, and points to plot."""
 
 import bisect
 import math
@@ -6,11 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from tidegate.core.flow import Flow, Policy
 from tidegate.core.types import Objectives
 from tidegate.sim.fleet import Run, Setting
 from tidegate.sim.records import Figures, Record, State, figures, judged
-from tidegate.sim.router import Arm
 
 FIGURES: Final = (
     "requests",
@@ -30,18 +28,6 @@ TOTALS: Final = ("preemptions", "recomputed_tokens", "replicas_used")
 """What is told of every arm."""
 SAMPLES: Final = 300
 """Times at which requests in flight are counted for the plot."""
-
-
-def arms() -> dict[str, Arm]:
-    """Every arm that can be compared, by name. A new one is added here."""
-    return {
-        arm.name: arm
-        for arm in (
-            Arm("ours", Flow),
-            # One queue a model in arrival order, and engines that know no classes.
-            Arm("fifo", lambda: Flow(Policy(qos=False)), engine_priority=False),
-        )
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +57,8 @@ class Outcome:
     points: dict[str, Points]
 
 
-def outcome(run: Run, wall_s: float) -> Outcome:
-    """What is kept of a run that took `wall_s` of real time."""
+def outcome(run: Run, arm: str, wall_s: float) -> Outcome:
+    """What is kept of a run of the arm of this name that took `wall_s` of real time."""
     rows: dict[tuple[str, str | None], dict[str, float]] = {}
     points: dict[str, Points] = {}
     for name in run.setting.classes:
@@ -90,7 +76,7 @@ def outcome(run: Run, wall_s: float) -> Outcome:
         "recomputed_tokens": run.recomputed_tokens,
         "replicas_used": len({r.address for r in run.records if r.address}),
     }
-    return Outcome(run.arm, run.seed, wall_s, totals, rows, points)
+    return Outcome(arm, run.seed, wall_s, totals, rows, points)
 
 
 def row(records: Sequence[Record], qos_class: str, setting: Setting) -> dict[str, float]:

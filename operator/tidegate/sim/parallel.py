@@ -14,9 +14,10 @@ from multiprocessing import connection, resource_tracker
 from typing import Any, Final, NamedTuple
 
 from tidegate.sim import build
-from tidegate.sim.contest import Outcome, arms, outcome
+from tidegate.sim.contest import Outcome, outcome
 from tidegate.sim.fleet import Fleet
-from tidegate.sim.scenario import Scenario
+from tidegate.sim.known_arms import arm
+from tidegate.sim.scenario import Scenario, ScenarioError
 
 _LOOK_S: Final = 0.2
 """How often progress is told, and Ctrl-C heard."""
@@ -64,12 +65,12 @@ def contest(
 
     Args:
         scenario: What to simulate.
-        jobs: Arms, by their names in `contest.arms`, and seeds.
+        jobs: Arms, by their names in `known_arms`, and seeds.
         tell: Is told how far it is, a few times a second.
         workers: Processes; as many as there are cores when left out.
 
     Raises:
-        ScenarioError: As `build.setting` does.
+        ScenarioError: As `build.setting` does, or the fleet does not suit an arm.
     """
     # Spawned, not forked: a progress bar has a thread, and a fork with threads may hang.
     context = multiprocessing.get_context("spawn")
@@ -145,7 +146,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _run(number: int, arm: str, seed: int) -> Outcome:
+def _run(number: int, name: str, seed: int) -> Outcome:
     shared = _shared[0]
 
     def note(now_s: float) -> None:
@@ -153,7 +154,11 @@ def _run(number: int, arm: str, seed: int) -> Outcome:
             raise _StoppedError
         shared.done_s[number] = now_s
 
-    fleet = Fleet(build.setting(shared.scenario), arms()[arm], seed)
+    setting = build.setting(shared.scenario)
+    try:
+        fleet = Fleet(setting, arm(name), seed)
+    except ValueError as error:
+        raise ScenarioError(f"arm {name}: {error}") from error
     began = time.perf_counter()
     # Nothing here is garbage before the run's end; looking for it takes a tenth of the time.
     gc.disable()
@@ -161,6 +166,6 @@ def _run(number: int, arm: str, seed: int) -> Outcome:
         run = fleet.run(note)
     finally:
         gc.enable()
-    result = outcome(run, time.perf_counter() - began)
+    result = outcome(run, name, time.perf_counter() - began)
     shared.done_s[number] = shared.scenario.seconds
     return result
