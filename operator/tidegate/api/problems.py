@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -42,11 +42,16 @@ def _problem(model: type[BaseModel], error: ErrorDetails) -> str:
 def _did_you_mean(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     """Suggest the field nearest to a misspelt one."""
     current: type[BaseModel] | None = model
+    key_next = False
     for part in loc[:-1]:
         if isinstance(part, int) or current is None:
             continue
+        if key_next:  # of a mapping of models: any name may stand there
+            key_next = False
+            continue
         found = next((f for f in current.model_fields.values() if f.alias == part), None)
         current = model_in(found.annotation) if found else None
+        key_next = found is not None and get_origin(found.annotation) is dict
     names = [f.alias or n for n, f in current.model_fields.items()] if current else []
     near = difflib.get_close_matches(str(loc[-1]), names, n=1)
     if near:

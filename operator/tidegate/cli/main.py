@@ -9,7 +9,7 @@ import sys
 import typer
 
 from tidegate import __version__
-from tidegate.cli import controller, demo, extender, load, local, manifests, picker
+from tidegate.cli import controller, demo, extender, load, local, manifests, picker, simulate, snapshot
 
 app = typer.Typer(
     name="tidegate",
@@ -22,6 +22,8 @@ app.add_typer(local.app, name="local")
 app.add_typer(manifests.app, name="manifests")
 app.command("demo")(demo.demo)
 app.command("load")(load.load)
+app.command("simulate")(simulate.simulate)
+app.command("snapshot")(snapshot.snapshot)
 app.command("controller")(controller.controller)
 app.command("extender")(extender.extender)
 app.command("picker")(picker.picker)

@@ -8,7 +8,7 @@ seed: the same fleet and streams give the same bytes.
 import heapq
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -33,12 +33,16 @@ SCRAPE_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One engine. `speed` divides its step times: 0.8 is a fifth slower than anybody knows."""
+    """One engine. `speed` divides its step times: 0.8 is a fifth slower than anybody knows.
+
+    `config` None takes the setting's.
+    """
 
     address: str
     model: ModelKey
     lane: str
     speed: float = 1.0
+    config: EngineConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +148,16 @@ class Fleet:
         self._streams: dict[int, Stream] = {}
         self._closed: dict[str, Iterator[Arrival]] = {}
         policy = Policy.PRIORITY if arm.engine_priority else Policy.FCFS
-        base = setting.config.with_policy(policy)
         replicas = list(setting.replicas)
         if arm.lanes is not None:
             lanes = arm.lanes(len(replicas))
-            replicas = [
-                Replica(r.address, r.model, lane, r.speed) for r, lane in zip(replicas, lanes, strict=True)
-            ]
-        self._sites = {r.address: _Site(r, arm.engine(r.lane, base), setting.step_time) for r in replicas}
+            replicas = [replace(r, lane=lane) for r, lane in zip(replicas, lanes, strict=True)]
+        self._sites = {
+            r.address: _Site(
+                r, arm.engine(r.lane, (r.config or setting.config).with_policy(policy)), setting.step_time
+            )
+            for r in replicas
+        }
         order = sorted({c.priority for c in setting.classes.values()}, reverse=True)
         self._priority = {
             name: order.index(c.priority) if arm.engine_priority else 0 for name, c in setting.classes.items()
@@ -331,6 +337,7 @@ class Fleet:
         for record in here:
             self.router.finish(record.number, self.now, whole=False)
             streamed = self._streams[record.number].streamed
+            record.stays += ((record.sent_s or 0.0, self.now),)
             record.address = ""
             if streamed and record.first_s is not None:
                 record.state = State.LOST

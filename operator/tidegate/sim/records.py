@@ -24,7 +24,7 @@ class Record:
     """One request. Times are seconds of the run, None what did not happen; lengths are tokens.
 
     `computed_before` and `computed` are tokens that were computed of it when the window began and
-    ended, where it was unfinished then.
+    ended, where it was unfinished then. `stays` are (sent, ended) at replicas that died.
     """
 
     number: int
@@ -42,6 +42,7 @@ class Record:
     retries: int = 0
     computed_before: int = 0
     computed: int = 0
+    stays: tuple[tuple[float, float], ...] = ()
 
     @property
     def ttft_s(self) -> float:

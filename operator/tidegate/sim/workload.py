@@ -35,7 +35,8 @@ class Stream:
 
     Either `times` says when requests come, or `outstanding` how many are always waiting or running.
     `expected_output` is what the picker takes an answer to be until it has ended (a client's
-    `max_tokens`, or its own default). `streamed`: see `core.flow.Ask`.
+    `max_tokens`, or its own default). `streamed`: see `core.flow.Ask`. `shuffled` False keeps lengths
+    in their order: a recorded trace's lengths belong to its times.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Stream:
     expected_output: int = 256
     streamed: bool = True
     tenant: str = ""
+    shuffled: bool = True
 
     def __post_init__(self) -> None:
         """Refuse a stream in which nothing, or two things, say when requests come."""
@@ -58,7 +60,7 @@ class Stream:
     def arrivals(self, seed: int) -> Iterator[Arrival]:
         """Arrivals of an open loop; of a closed one all at 0, as many as are ever asked for.
 
-        Lengths are dealt from a shuffled pack, which is shuffled anew when it is used up.
+        Lengths are dealt from a pack, shuffled anew each time it is used up.
         """
         rng = random.Random(f"{seed}/{self.name}")  # noqa: S311 - a simulation, not a secret
         times = self.times(rng) if self.times is not None else iter(lambda: 0.0, 1.0)
@@ -66,7 +68,10 @@ class Stream:
         for time_s in times:
             if not pack:
                 pack = list(self.lengths)
-                rng.shuffle(pack)
+                if self.shuffled:
+                    rng.shuffle(pack)
+                else:
+                    pack.reverse()
             yield Arrival(time_s, pack.pop())
 
 
