@@ -9,7 +9,7 @@ import sys
 import typer
 
 from tidegate import __version__
-from tidegate.cli import controller, demo, extender, load, local, manifests, picker, simulate, snapshot
+from tidegate.cli import controller, demo, extender, load, local, manifests, picker, replay, simulate, snapshot
 
 app = typer.Typer(
     name="tidegate",
@@ -27,6 +27,7 @@ app.command("snapshot")(snapshot.snapshot)
 app.command("controller")(controller.controller)
 app.command("extender")(extender.extender)
 app.command("picker")(picker.picker)
+app.command("replay")(replay.replay)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """`tidegate picker`."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +35,16 @@ def picker(
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="How long requests under way may take after SIGTERM.")
     ] = 10.0,
+    decision_log: Annotated[
+        Path | None,
+        typer.Option(
+            help="Record what the queue is told and answers in this file, for `tidegate replay`. "
+            "One that is there becomes NAME.old."
+        ),
+    ] = None,
+    decision_log_max_bytes: Annotated[
+        int, typer.Option(min=1024, help="Size at which recording ends, until the picker starts again.")
+    ] = 1 << 30,
     log_level: Level = LogLevel.INFO,
     log_format: Format = LogFormat.TEXT,
 ) -> None:
@@ -53,6 +64,8 @@ def picker(
         trust_class_header=trust_class_header,
         max_body=max_body_bytes,
         drain_s=drain_seconds,
+        decision_log=decision_log,
+        decision_log_max_bytes=decision_log_max_bytes,
     )
     try:
         asyncio.run(run(options))

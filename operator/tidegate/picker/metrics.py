@@ -46,6 +46,12 @@ class Metrics:
             ("outcome",),
             registry=self.registry,
         )
+        self.log_stops = Counter(
+            "tidegate_decision_log_stops",
+            "Times that recording decisions was given up: disk, behind, full, unwritable or raised.",
+            ("reason",),
+            registry=self.registry,
+        )
         self.registry.register(gauges(flow))
 
     def _counter(self, name: str, text: str) -> Counter:

@@ -6,6 +6,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -18,6 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tidegate.adapters.kube import Kube
 from tidegate.core.flow import Flow, Policy
 from tidegate.picker.cluster import Cluster
+from tidegate.picker.decisionlog import MAX_BYTES, DecisionLog, RecordedFlow, Stop
 from tidegate.picker.desk import Desk
 from tidegate.picker.engines import Engines
 from tidegate.picker.exchange import DEFAULT_MAX_BODY, ProtocolError
@@ -51,6 +53,8 @@ class Options:
     trust_class_header: bool = False
     max_body: int = DEFAULT_MAX_BODY
     drain_s: float = 10.0
+    decision_log: Path | None = None
+    decision_log_max_bytes: int = MAX_BYTES
 
 
 class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]  # generated, untyped
@@ -80,13 +84,25 @@ class Picker:
 
     def __init__(self, options: Options, kube: Kube) -> None:
         self.options = options
-        self.desk = Desk(Flow(Policy(qos=options.qos)))
+        policy = Policy(qos=options.qos)
+        self.decisions = self._decision_log(policy)
+        self.desk = Desk(RecordedFlow(policy, self.decisions) if self.decisions else Flow(policy))
         settings = Settings(options.qos, options.trust_class_header, options.max_body)
         self.service = Service(self.desk, Identity(kube, self.desk.clock), settings)
         self.cluster = Cluster(kube, self.desk)
         self.engines = Engines(self.desk)
         self.stopping = False
         self._health = health.aio.HealthServicer()
+
+    def _decision_log(self, policy: Policy) -> DecisionLog | None:
+        path = self.options.decision_log
+        if path is None:
+            return None
+
+        def stopped(reason: Stop) -> None:
+            self.desk.metrics.log_stops.labels(reason.value).inc()
+
+        return DecisionLog(path, policy, stopped, self.options.decision_log_max_bytes)
 
     @property
     def ready(self) -> bool:
@@ -110,6 +126,8 @@ class Picker:
         runner = web.AppRunner(self._app(), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, o.host, o.http_port).start()
+        if self.decisions is not None:  # the ports are ours now, so no other picker writes this file
+            self.decisions.start()
         await checks.start()
         await self._health.set("liveness", health_pb2.HealthCheckResponse.SERVING)
         loops = [self.cluster.run(), self.engines.run(), self.desk.run(), self._announce()]
@@ -126,6 +144,8 @@ class Picker:
             await asyncio.gather(*tasks, return_exceptions=True)
             await checks.stop(0)
             await runner.cleanup()
+            if self.decisions is not None:
+                await asyncio.to_thread(self.decisions.close)
 
     async def _announce(self) -> None:
         """Turn health to serving once there are facts."""
