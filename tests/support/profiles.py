@@ -4,7 +4,11 @@ import random
 from collections.abc import Iterator
 
 from tidegate.core.stepfit import Sample, Step
-from tidegate.core.steptime import Branch, StepFit
+from tidegate.core.steptime import LLAMA3_8B_A100, Branch, StepFit
+from tidegate.profile.client import Answer
+from tidegate.sim.engine import Engine
+from tidegate.sim.pipeline import Pipeline
+from tidegate.sim.types import EngineConfig, Request
 
 CHUNK = 2048
 
@@ -52,3 +56,29 @@ def _steps() -> Iterator[tuple[tuple[Step, ...], int]]:
         room = CHUNK - streams
         for at in range(0, 5000, room):
             yield (Step(min(room, 5000 - at), streams, streams * context, at),), 0
+
+
+def answers(requests: list[tuple[float, int, int]], chunk: int = CHUNK, jitter: float = 0.0) -> list[Answer]:
+    """What a client sees of requests (sent, prompt tokens, output tokens) to the modelled engine.
+
+    `jitter` is the mean delay of a token on its way, seconds, exponential.
+    """
+    rng = random.Random(1)
+    engine = Engine(EngineConfig(max_num_batched_tokens=chunk))
+    pipeline = Pipeline(engine, LLAMA3_8B_A100.seconds)
+    seen = [Answer(sent, prompt_tokens=prompt) for sent, prompt, _ in requests]
+    todo = sorted((sent, i) for i, (sent, _, _) in enumerate(requests))
+    while todo or engine.unfinished:
+        end = pipeline.next_end
+        now = todo[0][0] if end is None else end
+        while todo and todo[0][0] <= now:
+            _, i = todo.pop(0)
+            engine.add(Request(str(i), *requests[i][1:]), now)
+        if end is not None:
+            for event in pipeline.complete()[1]:
+                late = rng.expovariate(1 / jitter) if jitter else 0.0
+                seen[int(event.id)].arrivals.append(now + late)
+        pipeline.launch(now)
+    for answer in seen:
+        answer.arrivals.sort()
+    return seen

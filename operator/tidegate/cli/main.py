@@ -9,7 +9,7 @@ import sys
 import typer
 
 from tidegate import __version__
-from tidegate.cli import controller, demo, extender, load, local, manifests, picker
+from tidegate.cli import controller, demo, extender, load, local, manifests, picker, profile
 
 app = typer.Typer(
     name="tidegate",
@@ -25,6 +25,7 @@ app.command("load")(load.load)
 app.command("controller")(controller.controller)
 app.command("extender")(extender.extender)
 app.command("picker")(picker.picker)
+app.command("profile")(profile.profile)
 
 
 @app.command()

@@ -112,11 +112,16 @@ def fit_steps(samples: Sequence[Sample], *, name: str, source: str) -> Fitted:
     # In one order, since a sum of floats depends on it.
     ordered = sorted(samples)
     best = _solve(ordered, None)
-    two = [_solve(ordered, knee) for knee in _knees(ordered)]
+    two = [s for knee in _knees(ordered) if _both_told(s := _solve(ordered, knee))]
     better = min(two, key=lambda s: (s.bic, s.knee or 0), default=None)
     if better is not None and better.bic < best.bic - _STRONG:
         best = better
     return _fitted(samples, best, name, source)
+
+
+def _both_told(solution: _Solution) -> bool:
+    """Whether each line has the price of at least one kind of token of its own."""
+    return all(not {(side, PREFILL), (side, DECODE)} <= solution.untold for side in (0, 1))
 
 
 def _check(samples: Sequence[Sample]) -> None:
@@ -155,15 +160,18 @@ def _solve(samples: Sequence[Sample], knee: int | None) -> _Solution:
     """The best coefficients for one place of the knee, with as many terms as the samples tell."""
     rows = [_cells(s, knee) for s in samples]
     seconds = [s.seconds for s in samples]
+    # A gap of almost nothing must not count a thousand times.
+    least = median(seconds) / 10
+    scales = [max(s, least) for s in seconds]
     sides = (0,) if knee is None else (0, 1)
     parameters: list[Parameter] = [((side, term),) for term in range(5) for side in sides]
     parameters.append((_REQUEST,))
     untold: set[Cell] = set()
     while True:
         columns = [_column(rows, p) for p in parameters]
-        at = dependent([[v / s for v, s in zip(c, seconds, strict=True)] for c in columns])
+        at = dependent([[v / s for v, s in zip(c, scales, strict=True)] for c in columns])
         if at is None:
-            found = _robust(columns, seconds)
+            found = _robust(columns, seconds, scales)
             at = _worst(columns, found, sum(p != (_REQUEST,) for p in parameters))
         if at is None:
             values = {cell: value for p, value in zip(parameters, found.x, strict=True) for cell in p}
@@ -209,20 +217,21 @@ class _Robust(NamedTuple):
     weights: list[float]
 
 
-def _robust(columns: Sequence[Sequence[float]], seconds: Sequence[float]) -> _Robust:
+def _robust(columns: Sequence[Sequence[float]], seconds: Sequence[float], scales: list[float]) -> _Robust:
     """Least squares of relative errors, outliers weighted down (Huber), by weighting again and again.
+
+    `scales` is what errors are relative to at first.
 
     Errors are relative to what is fitted, not to what was measured: else the samples that a late
     packet made short would count the most, and noise alone would pull the fit below the truth.
     """
-    least = median(seconds) / 10
-    scales = [max(s, least) for s in seconds]
+    least = min(scales) / 10
     weights = [1.0] * len(seconds)
     for _ in range(_REWEIGHTED):
         factors = [w / s for w, s in zip(weights, scales, strict=True)]
         x = nnls([[*map(mul, factors, c)] for c in columns], [*map(mul, factors, seconds)])
         fitted = [dot(row, x) for row in zip(*columns, strict=True)]
-        scales = [max(p, least / 10) for p in fitted]
+        scales = [max(p, least) for p in fitted]
         errors = [(p - s) / c for p, s, c in zip(fitted, seconds, scales, strict=True)]
         limit = max(_OUTLIER, _SIGMAS * median(map(abs, errors)))
         before, weights = weights, [1.0 if abs(e) <= limit else math.sqrt(limit / abs(e)) for e in errors]
