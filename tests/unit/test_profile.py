@@ -33,7 +33,7 @@ def test_every_request_fits_the_engine(limits):
             assert 1 <= trial.tokens < limits.max_model_len
         else:
             assert trial.streams <= limits.streams
-            assert trial.context + decode_tokens(trial, limits) < limits.max_model_len
+            assert trial.context + decode_tokens(trial, limits, 0.001) < limits.max_model_len
         if isinstance(trial, Mixed):
             assert all(1 <= p < limits.max_model_len for p in trial.prompts)
 
@@ -74,8 +74,8 @@ def test_limits_that_leave_nothing_to_measure(values, message):
 def test_streams_outlast_what_is_measured():
     limits = Limits(2048, 8192, 32)
     trial = Mixed(8, 2048, (1000, 5000))
-    # 9 steps to prefill, 4 spare, 16 to measure, a chunk and three, and 5 after each prompt.
-    assert decode_tokens(trial, limits, 5) == 9 + 4 + 16 + 1 + 3 + 10
+    # 16 steps to measure and 4 spare, 7 to send and 9 to prefill; a chunk and three, and 9 after each.
+    assert decode_tokens(trial, limits, 0.01) == 16 + 4 + 7 + 9 + 1 + 3 + 2 * 9
 
 
 # Samples
@@ -99,7 +99,7 @@ def test_the_round_trip_is_taken_off():
 
 @pytest.mark.parametrize(("streams", "context"), [(1, 64), (8, 64), (32, 512), (4, 3000)])
 def test_streams_that_decode(streams, context):
-    tokens = decode_tokens(Decode(streams, context), Limits(CHUNK, 8192, 32))
+    tokens = decode_tokens(Decode(streams, context), Limits(CHUNK, 8192, 32), 0.02)
     sample = reduce.decode_sample(answers([(0.0, context, tokens)] * streams))
     (step,) = sample.steps
     assert (step.prefill, step.decodes, sample.requests) == (0, streams, 0)
@@ -187,7 +187,7 @@ def test_all_of_it_together_finds_the_engine_again():
                 (answer,) = answers([(0.0, tokens, 1)], jitter=0.001)
                 samples.append(reduce.prefill_sample(answer, CHUNK, 0.001))
             case Decode(streams, context):
-                seen = answers([(0.0, context, decode_tokens(trial, limits))] * streams, jitter=0.001)
+                seen = answers([(0.0, context, decode_tokens(trial, limits, 0.02))] * streams, jitter=0.001)
                 samples.append(reduce.decode_sample(seen))
             case Mixed(streams, context, prompts):
                 background, probes = mixed(prompts, streams, context, jitter=0.001)

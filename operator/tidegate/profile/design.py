@@ -16,6 +16,10 @@ SHORT: Final = 64
 """Prompt tokens of streams whose context should not matter."""
 WINDOW: Final = 16
 """Steps that are measured while all streams decode."""
+TURNAROUND_S: Final = 0.05
+"""How long a busy client may take between two requests."""
+SEND_S: Final = 0.002
+"""The same, for each of many that it sends at once."""
 _LEAST: Final = 32
 _LONG_TOKENS: Final = 16_384
 """Context that all streams of a long trial hold together: it must show, and it must be prefilled."""
@@ -84,18 +88,20 @@ def trials(limits: Limits) -> list[Trial]:
     return [t for t in chain.from_iterable(zip_longest(*kinds)) if t is not None]
 
 
-def decode_tokens(trial: Decode | Mixed, limits: Limits, between: int = 0) -> int:
+def decode_tokens(trial: Decode | Mixed, limits: Limits, step_s: float) -> int:
     """Output tokens that each stream of a trial needs to outlast what is measured.
 
     Args:
         trial: what is run.
         limits: of the engine.
-        between: steps that pass, at most, between two prompts of a mixed trial.
+        step_s: about what a step takes, seconds: how many pass while the client is busy.
     """
     room = limits.chunk - trial.streams
-    # The first stream decodes while the last ones are prefilled.
-    tokens = math.ceil(trial.streams * trial.context / room) + 4 + WINDOW
+    # The first stream decodes while the last ones are sent and prefilled.
+    tokens = WINDOW + 4 + math.ceil((TURNAROUND_S + SEND_S * trial.streams) / step_s)
+    tokens += math.ceil(trial.streams * trial.context / room)
     if isinstance(trial, Mixed):
+        between = 4 + math.ceil(TURNAROUND_S / step_s)
         tokens += sum(math.ceil(p / room) + between for p in trial.prompts)
     return min(tokens, limits.max_model_len - trial.context - 8)
 

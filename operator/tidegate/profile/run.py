@@ -1,10 +1,10 @@
 """Runs the experiments against one engine, within a bound of time, and fits what they tell."""
 
 import asyncio
-import math
 import random
 import string
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
@@ -24,8 +24,8 @@ _MODEL_LEN: Final = 2048
 _PINGS: Final = 15
 _FAILURES: Final = 3
 """An engine that fails so often in a row is left alone."""
-_TURNAROUND_S: Final = 0.05
-"""How long a busy client may take between two prompts of a mixed trial."""
+_APART: Final = 2
+"""Once may be chance."""
 _STEP_S: Final = 0.02
 """A guess of the step time until one has been measured."""
 
@@ -91,6 +91,7 @@ class _Runner:
     round_trip_s: float = 0.0
     step_s: float = _STEP_S
     most_streams: int = 0
+    apart: Counter[int] = field(default_factory=Counter)
     chunk_votes: list[int] = field(default_factory=list)
     chunk_probes: int = 0
     rng: random.Random = field(init=False)
@@ -193,7 +194,7 @@ class _Runner:
         return await self._mixed(trial, limits)
 
     async def _decode(self, trial: Decode, limits: Limits) -> list[Sample]:
-        tokens = decode_tokens(trial, limits)
+        tokens = decode_tokens(trial, limits, self.step_s)
         answers = [Answer(0.0) for _ in range(trial.streams)]
         async with _Streams(self.client) as streams:
             for answer in answers:
@@ -207,7 +208,10 @@ class _Runner:
         return [sample]
 
     def _apart(self, trial: Decode | Mixed) -> None:
-        """Streams that the engine does not run together: try no more of them."""
+        """Streams that did not run together: when it happens again, try no more so many."""
+        self.apart[trial.streams] += 1
+        if self.apart[trial.streams] < _APART:
+            return
         self.most_streams = max(1, min(self.most_streams, trial.streams // 2))
         self.notes.append(
             f"{trial.streams} streams of {trial.context} tokens did not decode together: the engine runs"
@@ -215,8 +219,7 @@ class _Runner:
         )
 
     async def _mixed(self, trial: Mixed, limits: Limits) -> list[Sample]:
-        between = 4 + math.ceil(_TURNAROUND_S / self.step_s)
-        tokens = decode_tokens(trial, limits, between)
+        tokens = decode_tokens(trial, limits, self.step_s)
         answers = [Answer(0.0) for _ in range(trial.streams)]
         probes = []
         async with _Streams(self.client) as streams:
@@ -230,6 +233,8 @@ class _Runner:
                     break
                 probes.append(await self.client.stream(self._prompt(size), 1))
             await streams.ended()
+        if not probes:
+            self._apart(trial)
         samples = [s for p in probes for s in reduce.mixed_samples(answers, p, limits.chunk)]
         self.chunk_votes += [v for p in probes if (v := reduce.wrong_chunk(answers, p, limits.chunk))]
         self.chunk_probes += sum(p.prompt_tokens > limits.chunk for p in probes)
