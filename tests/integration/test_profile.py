@@ -275,3 +275,18 @@ async def test_an_engine_that_fails_now_and_then_is_profiled_all_the_same():
         found: Profile = await profile(Settings(url, "llama", streams=2, seconds=3.0), quiet)
     assert [n for n in found.notes if "500 out of memory" in n]
     assert len(found.samples) > 10
+
+
+async def test_no_prompt_begins_like_another_in_this_profile_or_the_next():
+    """What an engine has in its prefix cache must not be measured."""
+    begun: list[str] = []
+
+    async def complete(request: web.Request, body: dict) -> web.StreamResponse:
+        begun.append(body["prompt"][:12])
+        return await stream(request, body)
+
+    async with engine_that(complete) as url:
+        for _ in range(2):
+            await profile(Settings(url, "llama", streams=2, seconds=1.5), quiet)
+    assert len(begun) > 40
+    assert len(set(begun)) == len(begun)

@@ -45,7 +45,7 @@ _MATTERS: Final = 0.05
 # evidence, Kass and Raftery 1995).
 _STRONG: Final = 10.0
 _SIDE_SAMPLES: Final = 4
-_MOST_KNEES: Final = 64
+_COARSE: Final = 12
 _REWEIGHTED: Final = 8
 _SETTLED: Final = 1e-3
 
@@ -112,11 +112,26 @@ def fit_steps(samples: Sequence[Sample], *, name: str, source: str) -> Fitted:
     # In one order, since a sum of floats depends on it.
     ordered = sorted(samples)
     best = _solve(ordered, None)
-    two = [s for knee in _knees(ordered) if _both_told(s := _solve(ordered, knee))]
-    better = min(two, key=lambda s: (s.bic, s.knee or 0), default=None)
+    better = _two_lines(ordered)
     if better is not None and better.bic < best.bic - _STRONG:
         best = better
     return _fitted(samples, best, name, source)
+
+
+def _two_lines(samples: Sequence[Sample]) -> _Solution | None:
+    """The best place of a knee: among some, then among all beside the best of those."""
+    knees = list(_knees(samples))
+    stride = 1 + len(knees) // _COARSE
+    coarse = _best(samples, knees[::stride])
+    if coarse is None or stride == 1:
+        return coarse
+    at = knees.index(coarse.knee or 0)
+    return _best(samples, knees[max(0, at - stride + 1) : at + stride])
+
+
+def _best(samples: Sequence[Sample], knees: Sequence[int]) -> _Solution | None:
+    found = [s for knee in knees if _both_told(s := _solve(samples, knee))]
+    return min(found, key=lambda s: (s.bic, s.knee or 0), default=None)
 
 
 def _both_told(solution: _Solution) -> bool:
@@ -137,7 +152,7 @@ def _check(samples: Sequence[Sample]) -> None:
 def _knees(samples: Sequence[Sample]) -> Iterator[int]:
     """Where the lines may part: at batches with samples enough on either side, of different sizes."""
     sizes = sorted({s.prefill + s.decodes for sample in samples for s in sample.steps})
-    for knee in sizes[2 : -2 : 1 + len(sizes) // _MOST_KNEES]:
+    for knee in sizes[2:-2]:
         above = sum(any(s.prefill + s.decodes > knee for s in sample.steps) for sample in samples)
         if above >= _SIDE_SAMPLES <= len(samples) - above:
             yield knee

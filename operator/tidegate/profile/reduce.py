@@ -5,8 +5,9 @@ each stream are the times of the steps. A prompt's first token comes with its la
 before it, as many as it has chunks, are those that computed it.
 """
 
+import math
 from collections.abc import Sequence
-from itertools import combinations, pairwise
+from itertools import combinations
 from statistics import median
 from typing import Final
 
@@ -15,6 +16,11 @@ from tidegate.profile.client import Answer
 
 _LEAST_GAPS: Final = 4
 _LEAST_SHARE: Final = 0.5
+"""A step is not shorter for having a chunk in it: below this share of a plain one it was misread."""
+_AROUND: Final = 3
+"""Tokens that tell one moment. As many plain steps lie between two prompts of a mixed trial."""
+_NEAR: Final = 20
+"""Tokens on either side that tell what a plain step takes: contexts grow."""
 _PLAIN: Final = 1.5
 """A step of up to this many plain ones may be one: an engine's steps are not all alike."""
 
@@ -57,30 +63,56 @@ def slope(times: Sequence[float]) -> float:
     return median((b - a) / (j - i) for (i, a), (j, b) in combinations(enumerate(times), 2))
 
 
-def mixed_samples(streams: Sequence[Answer], probe: Answer, chunk: int) -> list[Sample]:
-    """A sample for each step in which a chunk of the probe's prompt shared a step with the streams.
+def mixed_sample(streams: Sequence[Answer], probe: Answer, chunk: int) -> Sample | None:
+    """The steps in which the chunks of the probe's prompt shared a step with the streams.
 
-    Empty when the streams had not all begun, or some had ended.
+    None when the streams had not all begun, or some had ended, or no step of theirs was that long.
     """
     parts = chunks(probe.prompt_tokens, chunk - len(streams))
     lasts = _step_of(streams, probe.arrivals[0], len(parts))
     if lasts is None:
-        return []
-    plain = plain_step_s(streams)
-    samples = []
+        return None
+    plain = plain_step_s(streams, lasts)
+    seconds = {by: _between(streams, [last + by for last in lasts], len(parts), plain) for by in (0, -1, 1)}
+    # The probe's token may have come late, or theirs: the chunks are where the long steps are.
+    by = max(seconds, key=lambda by: seconds[by])
+    by = by if seconds[by] > seconds[0] + plain else 0
+    if seconds[by] < _LEAST_SHARE * plain:
+        return None
+    steps = []
     for number, (tokens, before) in enumerate(parts):
-        back = len(parts) - number
-        context = sum(a.prompt_tokens + last - back for a, last in zip(streams, lasts, strict=True))
-        seconds = _gap(streams, lasts, back)
-        # A step is not shorter for having a chunk in it: two tokens came in one packet.
-        if seconds > _LEAST_SHARE * plain:
-            samples.append(Sample((Step(tokens, len(streams), context, before),), seconds))
-    return samples
+        context = sum(
+            a.prompt_tokens + last + by + number - len(parts) for a, last in zip(streams, lasts, strict=True)
+        )
+        steps.append(Step(tokens, len(streams), context, before))
+    return Sample(tuple(steps), seconds[by])
 
 
-def plain_step_s(streams: Sequence[Answer]) -> float:
-    """The usual gap between two tokens of the streams."""
-    return median(median(b - a for a, b in pairwise(s.arrivals)) for s in streams)
+def plain_step_s(streams: Sequence[Answer], lasts: Sequence[int]) -> float:
+    """The usual time of a step of the streams alone, around tokens `lasts`."""
+    found = []
+    for answer, last in zip(streams, lasts, strict=True):
+        times = answer.arrivals[max(0, last - _NEAR) : last + _NEAR]
+        # Over two steps: tokens may come in pairs.
+        found.append(median((b - a) / 2 for a, b in zip(times, times[2:], strict=False)))
+    return median(found)
+
+
+def _between(streams: Sequence[Answer], lasts: Sequence[int], steps: int, plain: float) -> float:
+    """Seconds from `steps` tokens before token `lasts` to it: the median of the streams.
+
+    Either end is the median of three tokens, moved to it by plain steps, so that no single packet
+    that was late makes a step long or short. Minus infinity where there are no such tokens.
+    """
+    spans = []
+    for answer, last in zip(streams, lasts, strict=True):
+        first, times = last - steps, answer.arrivals
+        if first < _AROUND or last + _AROUND > len(times):
+            return -math.inf
+        begin = median(times[first - i] + i * plain for i in range(_AROUND))
+        end = median(times[last + i] - i * plain for i in range(_AROUND))
+        spans.append(end - begin)
+    return median(spans)
 
 
 def _gap(streams: Sequence[Answer], lasts: Sequence[int], back: int) -> float:
@@ -98,11 +130,11 @@ def wrong_chunk(streams: Sequence[Answer], probe: Answer, chunk: int) -> int:
     lasts = _step_of(streams, probe.arrivals[0], count + 1)
     if count < 2 or lasts is None:
         return 0
+    plain = plain_step_s(streams, lasts)
     before, first = _gap(streams, lasts, count + 1), _gap(streams, lasts, count)
-    long = plain_step_s(streams) + (first - plain_step_s(streams)) / 2
-    if first < _PLAIN * plain_step_s(streams):
+    if first < _PLAIN * plain:
         return 1
-    return -1 if before > max(long, _PLAIN * plain_step_s(streams)) else 0
+    return -1 if before > max((plain + first) / 2, _PLAIN * plain) else 0
 
 
 def _step_of(streams: Sequence[Answer], moment: float, steps: int) -> list[int] | None:

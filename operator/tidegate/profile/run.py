@@ -42,7 +42,6 @@ class Settings:
     streams: int = 32
     seconds: float = 60.0
     token: str | None = None
-    seed: int = 1
 
 
 @dataclass(slots=True)
@@ -94,10 +93,10 @@ class _Runner:
     apart: Counter[int] = field(default_factory=Counter)
     chunk_votes: list[int] = field(default_factory=list)
     chunk_probes: int = 0
-    rng: random.Random = field(init=False)
+    # Never the same twice: the engine may have cached the prompts of a profile before this one.
+    rng: random.Random = field(default_factory=random.SystemRandom)
 
     def __post_init__(self) -> None:
-        self.rng = random.Random(self.settings.seed)  # noqa: S311 - filler text, not a secret
         self.most_streams = self.settings.streams
 
     async def run(self) -> Profile:
@@ -235,7 +234,7 @@ class _Runner:
             await streams.ended()
         if not probes:
             self._apart(trial)
-        samples = [s for p in probes for s in reduce.mixed_samples(answers, p, limits.chunk)]
+        samples = [s for p in probes if (s := reduce.mixed_sample(answers, p, limits.chunk))]
         self.chunk_votes += [v for p in probes if (v := reduce.wrong_chunk(answers, p, limits.chunk))]
         self.chunk_probes += sum(p.prompt_tokens > limits.chunk for p in probes)
         return samples
