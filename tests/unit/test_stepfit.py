@@ -79,7 +79,7 @@ def test_one_line_is_recovered():
     assert terms(found.fit.low) == pytest.approx(terms(ONE.low), rel=0.01)
     assert found.request_s == pytest.approx(0.004, rel=0.01)
     assert found.fit.unidentified == ()
-    assert found.fit.residual.p90 < 1e-6
+    assert found.fit.residual.p90 < 1e-3
     assert found.fit.trained_up_to == 2048
 
 
@@ -251,8 +251,7 @@ def published() -> list[Sample]:
 def test_the_second_published_fit_is_what_its_rows_give():
     found = fit(published()).fit
     constant = LLAMA2_70B_H100_TP8
-    assert terms(constant.low) == pytest.approx(terms(found.low), rel=1e-3)
-    assert terms(constant.high) == pytest.approx(terms(found.high), rel=1e-3)
+    assert (constant.low, constant.high) == (found.low, found.high)
     assert (constant.knee, constant.trained_up_to) == (found.knee, found.trained_up_to)
     assert constant.unidentified == found.unidentified
     residual = constant.residual

@@ -53,6 +53,8 @@ def profile(
     except (EngineError, FitError, ValueError) as error:
         typer.echo(f"Cannot profile {url}: {error}", err=True)
         raise typer.Exit(1) from error
+    finally:
+        gc.enable()
     match output:
         case Output.TEXT:
             text = report.as_text(found) + "\n"

@@ -306,16 +306,23 @@ def _fitted(samples: Sequence[Sample], solution: _Solution, name: str, source: s
         trained_up_to=largest,
         unidentified=_names(solution, samples),
     )
-    fitted = Fitted(fit, solution.values.get(_REQUEST, 0.0), ())
+    fitted = Fitted(fit, _rounded(solution.values.get(_REQUEST, 0.0)), ())
     errors = tuple(fitted.predict(s) / s.seconds - 1.0 for s in samples)
     ordered = sorted(map(abs, errors))
-    residual = Residual(quantile(ordered, 0.5), quantile(ordered, 0.9), len(samples))
+    median_error, p90 = (_rounded(quantile(ordered, share)) for share in (0.5, 0.9))
+    residual = Residual(median_error, p90, len(samples))
     return replace(fitted, fit=replace(fit, residual=residual), errors=errors)
 
 
 def _line(values: dict[Cell, float], side: int) -> Branch:
-    base, prefill, decode, decode_context, prefill_context = (values.get((side, t), 0.0) for t in range(5))
+    told = (_rounded(values.get((side, t), 0.0)) for t in range(5))
+    base, prefill, decode, decode_context, prefill_context = told
     return Branch(base, 0.0, prefill, decode, decode_context, prefill_context)
+
+
+def _rounded(value: float) -> float:
+    """Four digits: no measurement of time has more."""
+    return float(f"{value:.4g}")
 
 
 def _names(solution: _Solution, samples: Sequence[Sample]) -> tuple[str, ...]:

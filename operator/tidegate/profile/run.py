@@ -94,7 +94,7 @@ class _Runner:
     chunk_votes: list[int] = field(default_factory=list)
     chunk_probes: int = 0
     # Never the same twice: the engine may have cached the prompts of a profile before this one.
-    rng: random.Random = field(default_factory=random.SystemRandom)
+    rng: random.Random = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:
         self.most_streams = self.settings.streams
@@ -220,17 +220,19 @@ class _Runner:
     async def _mixed(self, trial: Mixed, limits: Limits) -> list[Sample]:
         tokens = decode_tokens(trial, limits, self.step_s)
         answers = [Answer(0.0) for _ in range(trial.streams)]
+        # Made before, since tokens that come meanwhile would be noted late.
+        prompts = [self._prompt(size) for size in trial.prompts]
         probes = []
         async with _Streams(self.client) as streams:
             for answer in answers:
                 streams.start(self._prompt(trial.context), tokens, answer)
             await streams.all_begun(answers)
-            for size in trial.prompts:
+            for prompt in prompts:
                 # A few steps of decodes alone, so that the prompt's own can be told from the one before.
                 await asyncio.sleep(3 * self.step_s)
                 if streams.some_ended:
                     break
-                probes.append(await self.client.stream(self._prompt(size), 1))
+                probes.append(await self.client.stream(prompt, 1))
             await streams.ended()
         if not probes:
             self._apart(trial)
