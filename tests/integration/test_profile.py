@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
@@ -275,6 +276,15 @@ async def test_an_engine_that_fails_now_and_then_is_profiled_all_the_same():
         found: Profile = await profile(Settings(url, "llama", streams=2, seconds=3.0), quiet)
     assert [n for n in found.notes if "500 out of memory" in n]
     assert len(found.samples) > 10
+
+
+async def test_an_engine_that_is_not_alone_is_noticed():
+    async def complete(request: web.Request, body: dict) -> web.StreamResponse:
+        return await stream(request, body, step_s=random.choice((0.0005, 0.004)))
+
+    async with engine_that(complete) as url:
+        found = await profile(Settings(url, "llama", streams=2, seconds=6.0), quiet)
+    assert any(n.startswith("half of the samples are off by") for n in found.notes), found.notes
 
 
 async def test_no_prompt_begins_like_another_in_this_profile_or_the_next():

@@ -13,6 +13,7 @@ from typing import Any, Final
 import aiohttp
 
 from tidegate.core.stepfit import FitError, Fitted, Sample, fit_steps
+from tidegate.core.steptime import Residual
 from tidegate.profile import reduce
 from tidegate.profile.client import Answer, Client, EngineError
 from tidegate.profile.design import Decode, Limits, Mixed, Prefill, Trial, decode_tokens, trials
@@ -28,6 +29,9 @@ _APART: Final = 2
 """Once may be chance."""
 _STEP_S: Final = 0.02
 """A guess of the step time until one has been measured."""
+
+_POOR: Final = 0.1
+"""The median error of a fit that should not be relied on."""
 
 Tell = Callable[[str], None]
 
@@ -124,7 +128,7 @@ class _Runner:
             self.round_trip_s,
             time.monotonic() - self.started,
             rounds,
-            self._remarks(),
+            self._remarks(fitted.fit.residual),
         )
 
     async def _prepare(self) -> Limits:
@@ -241,9 +245,14 @@ class _Runner:
         self.chunk_probes += sum(p.prompt_tokens > limits.chunk for p in probes)
         return samples
 
-    def _remarks(self) -> list[str]:
-        """The notes, each once; with one on the chunk when most prompts speak against it."""
+    def _remarks(self, residual: Residual | None) -> list[str]:
+        """The notes, each once; with one on a poor fit, and one on the chunk when most prompts deny it."""
         remarks = list(dict.fromkeys(self.notes))
+        if residual is not None and residual.median > _POOR:
+            remarks.append(
+                f"half of the samples are off by {residual.median:.0%} or more: the engine or its machine has"
+                " other work, or its steps are not of this form"
+            )
         if 2 * len(self.chunk_votes) > self.chunk_probes:
             than = "smaller" if sum(self.chunk_votes) < 0 else "larger"
             remarks.append(
