@@ -9,7 +9,19 @@ import sys
 import typer
 
 from tidegate import __version__
-from tidegate.cli import controller, demo, extender, load, local, manifests, picker, replay, simulate, snapshot
+from tidegate.cli import (
+    controller,
+    demo,
+    extender,
+    load,
+    local,
+    manifests,
+    picker,
+    profile,
+    replay,
+    simulate,
+    snapshot,
+)
 
 app = typer.Typer(
     name="tidegate",
@@ -28,6 +40,7 @@ app.command("controller")(controller.controller)
 app.command("extender")(extender.extender)
 app.command("picker")(picker.picker)
 app.command("replay")(replay.replay)
+app.command("profile")(profile.profile)
 
 
 @app.command()
