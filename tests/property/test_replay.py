@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tidegate.adapters.decisions import Call, decode, decode_header, encode, encode_header
 from tidegate.core.flow import Ask, Endpoint, Model, Policy
 from tidegate.core.load import EngineReport
+from tidegate.core.steptime import LLAMA2_70B_H100_TP8, LLAMA3_8B_A100, StepFit
 from tidegate.core.types import Objectives, QoSClass
 from tidegate.picker.decisionlog import DecisionLog, RecordedFlow
 from tidegate.sim.replay import replay
@@ -25,6 +26,8 @@ PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     float: st.floats(allow_nan=False, allow_infinity=False),
     str: st.text(st.characters(exclude_categories=("Cs",)), max_size=8),
     type(None): st.none(),
+    # Not every fit is one: its coefficients must make it monotone.
+    StepFit: st.sampled_from([LLAMA3_8B_A100, LLAMA2_70B_H100_TP8]),
 }
 
 

@@ -95,6 +95,9 @@ class Watched:
     def expire(self, now):
         return self.router.expire(now)
 
+    def next_turn(self):
+        return self.router.next_turn()
+
     def report(self, *args):
         self.router.report(*args)
 

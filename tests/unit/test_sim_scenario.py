@@ -9,7 +9,7 @@ import yaml
 
 from tidegate.sim import build, whatif
 from tidegate.sim.fleet import Fleet, Setting
-from tidegate.sim.known_arms import arm
+from tidegate.sim.fleet_arms.registry import arm
 from tidegate.sim.scenario import Scenario, ScenarioError
 
 ROOT = Path(__file__).parents[2]

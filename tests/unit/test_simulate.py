@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from support.wait import wait_for
 from tidegate.cli.main import app
 from tidegate.sim.contest import FIGURES
-from tidegate.sim.known_arms import arm, arms
+from tidegate.sim.fleet_arms.registry import ARMS, arm
 from tidegate.sim.parallel import Job, Progress, contest
 from tidegate.sim.scenario import Scenario
 from tidegate.sim.summary import spread
@@ -99,8 +99,8 @@ def test_a_table_for_people_and_the_answer_to_what_if(scenario: Path) -> None:
 
 REFUSED = {
     "no such file": (["none.yaml"], "none.yaml: No such file or directory"),
-    "no such arm": (["s.yaml", "--compare", "ours,theirs"], "'theirs' is no arm; there is ours, fifo"),
-    "no arm": (["s.yaml", "--compare", ","], "'' is no arm"),
+    "no such arm": (["s.yaml", "--compare", "ours,theirs"], "no arm is named 'theirs'; there are aimd, "),
+    "no arm": (["s.yaml", "--compare", ","], "no arm is named ''"),
     "too short": (["s.yaml", "--seconds", "5"], "warmUp of 5 s leaves nothing to measure in 5 s"),
     "no time": (["s.yaml", "--seconds", "soon"], "--seconds must be above 0, such as 600 or 10m"),
     "too few GPUs": (["s.yaml", "--gpus", "-3"], "of 3 replicas on 3 GPUs one has to stay"),
@@ -178,7 +178,7 @@ def test_the_same_seed_gives_the_same_figures(scenario: Path) -> None:
 def test_ours_is_productions_queue() -> None:
     from tidegate.core.flow import Flow
 
-    assert {"ours", "fifo"} <= set(arms())
+    assert {"ours", "fifo"} <= set(ARMS)
     assert type(arm("ours").router()) is Flow
 
 

@@ -62,7 +62,7 @@ def simulate(
     from concurrent.futures.process import BrokenProcessPool
 
     from tidegate.sim import build
-    from tidegate.sim.known_arms import arm
+    from tidegate.sim.fleet_arms.registry import arm
     from tidegate.sim.parallel import Job, contest
     from tidegate.sim.scenario import Scenario, ScenarioError
 

@@ -1,6 +1,7 @@
 """From a scenario to what a fleet runs: names checked against each other, traces read."""
 
 import difflib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -8,7 +9,7 @@ from typing import Final
 from tidegate.api.common import ObjectMeta
 from tidegate.api.qosclass import QoSClass as ApiClass
 from tidegate.core.flowtypes import ModelKey
-from tidegate.core.steptime import LLAMA3_8B_A100
+from tidegate.core.steptime import LLAMA2_70B_H100_TP8, LLAMA3_8B_A100, StepFit
 from tidegate.core.types import QoSClass
 from tidegate.facts.classes import qos_class
 from tidegate.sim import traces, workload
@@ -18,7 +19,7 @@ from tidegate.sim.scenario import TRACES, Arrivals, Lengths, Scenario, ScenarioE
 from tidegate.sim.traces import Row, Trace
 from tidegate.sim.workload import Length, Stream, Times
 
-STEP_TIMES: Final = {fit.name: fit for fit in (LLAMA3_8B_A100,)}
+STEP_TIMES: Final = {fit.name: fit for fit in (LLAMA3_8B_A100, LLAMA2_70B_H100_TP8)}
 """The fits that ship, by name."""
 SHIPPED: Final[dict[str, Callable[[], tuple[Length, ...]]]] = {
     "chat": workload.chat_lengths,
@@ -69,13 +70,18 @@ def classes(scenario: Scenario) -> dict[str, QoSClass]:
 
 
 def step_time(name: str) -> StepTime:
-    """A step time by the name of a shipped fit. Raises ScenarioError.
-
-    A profile (a path that ends in .json) would be read here, once `core.steptime` reads any.
-    """
+    """A step time by the name of a shipped fit, or by the path of a profile. Raises ScenarioError."""
     if name in STEP_TIMES:
         return STEP_TIMES[name].seconds
-    raise ScenarioError(f"stepTime {name!r} is not known; there is {', '.join(sorted(STEP_TIMES))}")
+    if not name.endswith(".json"):
+        shipped = ", ".join(sorted(STEP_TIMES))
+        raise ScenarioError(f"stepTime {name!r} is not known; there is {shipped}, or a profile's .json")
+    try:
+        return StepFit.from_json(json.loads(Path(name).read_text())).seconds
+    except OSError as error:
+        raise ScenarioError(f"stepTime: {name}: {error.strerror}") from error
+    except ValueError as error:  # not JSON, or no profile
+        raise ScenarioError(f"stepTime: {name}: {error}") from error
 
 
 # ── replicas ────────────────────────────────────────────────────────────────────────────────────

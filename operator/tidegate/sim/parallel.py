@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from tidegate.sim import build
 from tidegate.sim.contest import Outcome, outcome
 from tidegate.sim.fleet import Fleet
-from tidegate.sim.known_arms import arm
+from tidegate.sim.fleet_arms.registry import arm
 from tidegate.sim.scenario import Scenario, ScenarioError
 
 _LOOK_S: Final = 0.2
@@ -65,7 +65,7 @@ def contest(
 
     Args:
         scenario: What to simulate.
-        jobs: Arms, by their names in `known_arms`, and seeds.
+        jobs: Arms, by their names in `fleet_arms.registry`, and seeds.
         tell: Is told how far it is, a few times a second.
         workers: Processes; as many as there are cores when left out.
 

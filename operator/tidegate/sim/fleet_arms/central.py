@@ -163,6 +163,10 @@ class Central(ABC):
         self.on_report(site)
         self._changed = True
 
+    def next_turn(self) -> float | None:
+        """These arms wait for nothing but what happens."""
+        return None
+
     def held(self, address: str) -> tuple[int, int]:
         """Requests and KV tokens in flight at an endpoint."""
         site = self.sites.get(address)

@@ -1,13 +1,14 @@
 """The arms by name. A name carries its numbers, so that a run can be described in text: `packing-4`."""
 
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
 from typing import Final
 
 from tidegate.sim.fleet_arms.limits import aimd, cap, holdback, release
 from tidegate.sim.fleet_arms.packing import alone, packing, silos
 from tidegate.sim.fleet_arms.priority import priority
-from tidegate.sim.fleet_arms.production import fifo, tidegate
+from tidegate.sim.fleet_arms.production import IDEAS, fifo, ours, without
 from tidegate.sim.fleet_arms.saturation import probabilistic, shed, soft_reflective
 from tidegate.sim.router import Arm
 
@@ -24,7 +25,8 @@ ARMS: Final[dict[str, Callable[..., Arm]]] = {
     "shed": shed,
     "silos": silos,
     "soft-reflective": soft_reflective,
-    "tidegate": tidegate,
+    "ours": ours,
+    **{f"ours-without-{idea}": partial(without, idea) for idea in IDEAS},
 }
 """What makes an arm, by the part of its name before the numbers."""
 
