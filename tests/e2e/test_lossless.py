@@ -144,7 +144,8 @@ async def test_a_lane_that_shrinks_waits_for_a_stream(
     tokens = round(20 / STEP_S)
 
     async def stream() -> int:
-        async with chat.stream(steady, tokens=tokens) as lines:
+        # So long a prompt would wait behind the other for more than a part of its objective: one each.
+        async with chat.stream(steady, tokens=tokens, prompt="word " * 3600) as lines:
             events = [line async for line in lines]
         assert events[-1] == "[DONE]"
         deltas = [json.loads(e)["choices"][0]["delta"] for e in events[:-1]]

@@ -47,6 +47,18 @@ CASES: list[tuple[str, Need, list[Candidate], str | NoRoom]] = [
     ("high stays on the front", SOON, [at("a", ttft_s=0.1), at("b", ttft_s=0.2, front=True)], "b"),
     ("and spills when it waits there", SOON, [at("a", ttft_s=0.1), at("b", ttft_s=0.4, front=True)], "a"),
     ("to the soonest of all", SOON, [at("a", ttft_s=0.5), at("b", ttft_s=0.4, front=True)], "b"),
+    (
+        "nor where it slows others, if it is soon served elsewhere",
+        SOON,
+        [at("a", ttft_s=0.1, front=True, credit_s=-1), at("b", ttft_s=0.2, front=True)],
+        "b",
+    ),
+    (
+        "but sooner than late",
+        SOON,
+        [at("a", ttft_s=0.4, front=True, credit_s=-1), at("b", ttft_s=0.5, front=True)],
+        "a",
+    ),
     ("low keeps behind the front", LOW, [at("a", front=True), at("b", kv_used=50_000)], "b"),
     ("low keeps off what is kept clear", LOW, [at("a", kept_clear=True)], NoRoom.KEPT_CLEAR),
     ("low keeps off where it slows others", LOW, [at("a", credit_s=0.2, margin_s=0.3)], NoRoom.WOULD_SLOW),

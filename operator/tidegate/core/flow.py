@@ -122,6 +122,9 @@ class Flow:
         while heads:
             model = min(heads, key=lambda m: (self._room.rank(heads[m].ask), heads[m].since, heads[m].ask.id))
             head, turn = heads[model].ask, turns.get(model)
+            if self._room.blocked(head, now):
+                del heads[model]
+                continue
             if turn is None:
                 turn = turns[model] = self._room.turn(model, now)
             ask, chosen = self._choose(head, turn, now)
@@ -176,8 +179,7 @@ class Flow:
     def next_turn(self) -> float | None:
         """When a request that waits may find room though nothing else happens: a prefill is done."""
         waiting = {key[0] for key, line in self._lines.items() if line}
-        busy = (e.forecast for e in self._room.loads.values() if e.model in waiting)
-        return min((forecast.clear_at for forecast in busy if forecast.backlog_s), default=None)
+        return self._room.next_turn(waiting)
 
     # ── what it looks like ──────────────────────────────────────────────────────────────────────
 

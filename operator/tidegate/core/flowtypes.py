@@ -45,7 +45,8 @@ class Pack:
     Attributes:
         front: what people wait for goes to as few replicas as it needs, the front, and beyond it
             only when it would wait there for more than `spill` of its objective.
-        late: a prompt of patient work is sent when the prefill before it is done, not earlier.
+        late: a prompt of patient work is sent when the prefill before it is done, behind the front
+            `ahead_s` before that, so that the engine does not wait for it.
         clear: some of the front (`clear_share` of it, one at least) has no patient prefill at a time,
             and none of it more patient requests than `front_patient`.
         pace: no patient prefill where it would hold somebody up beyond the pace that was promised,
@@ -62,9 +63,9 @@ class Pack:
     spill: float = 0.3
     clear_share: float = 0.34
     front_patient: int = 10
-    margin_s: float = 0.3
+    margin_s: float = 0.1
     utilisation: float = 0.48
-    ahead_s: float = 0.0
+    ahead_s: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)

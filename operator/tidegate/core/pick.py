@@ -144,6 +144,11 @@ def spilt(need: Need, at: Candidate) -> float:
     return 0 if at.front and at.ttft_s <= need.spill_s else 1
 
 
+def slows(need: Need, at: Candidate) -> float:
+    """Not where somebody would fall behind the promised pace, while the first token is soon elsewhere."""
+    return 1 if at.credit_s < 0 and at.ttft_s <= need.spill_s else 0
+
+
 def first_token(_need: Need, at: Candidate) -> float:
     """The soonest first token."""
     return at.ttft_s
@@ -172,7 +177,14 @@ def requests_in_flight(_need: Need, at: Candidate) -> float:
     return at.used / max(1, at.slots)
 
 
-URGENT_SCORES: tuple[Score, ...] = (spilt, first_token, foreign_lane, tokens_in_flight, requests_in_flight)
+URGENT_SCORES: tuple[Score, ...] = (
+    spilt,
+    slows,
+    first_token,
+    foreign_lane,
+    tokens_in_flight,
+    requests_in_flight,
+)
 """What somebody waits for goes where prefill begins soonest."""
 PATIENT_SCORES: tuple[Score, ...] = (behind_front, foreign_lane, tokens_in_flight, requests_in_flight)
 """What nobody watches stays out of the lanes above it while its own have room."""

@@ -6,7 +6,7 @@ a request. Who gets it is `core.pick`'s to say, in which order `core.flow`'s.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -164,23 +164,52 @@ class Room:
         safe = not all(lent)
         return Turn(self.headroom(model, now), self.front(model, now), safe=safe, apart=safe and any(lent))
 
-    def front(self, model: ModelKey, now: float) -> frozenset[str]:
-        """The endpoints that urgent work of a model is packed on; none while nobody is urgent."""
-        pack = self.policy.pack
-        if not (self.policy.qos and pack.front):
-            return frozenset()
-        traffic = [
-            front.Urgent(seen.lately.value(now), seen.prefill.value(0.0))
+    def blocked(self, ask: Ask, now: float) -> bool:
+        """Whether every endpoint of its model has prefill that it must wait for.
+
+        Nothing that `choose` would not find out too; but mostly it is so, and this is cheap.
+        """
+        if self.urgent(ask) or not self.policy.pack.late or not self._urgent_lately(ask.model, now):
+            return False
+        mine = [load for load in self.loads.values() if load.model == ask.model]
+        for load in mine:
+            load.forecast.advance(now)
+        return all(load.forecast.backlog_s > self.policy.pack.ahead_s for load in mine)
+
+    def next_turn(self, models: Collection[ModelKey]) -> float | None:
+        """When an endpoint of one of these has so little prefill left that more may be sent."""
+        ahead_s = self.policy.pack.ahead_s
+        busy = [load.forecast for load in self.loads.values() if load.model in models]
+        # On the front all of it must be done.
+        turns = [(f.clear_at, ahead_s if f.backlog_s > ahead_s else 0.0) for f in busy if f.backlog_s]
+        return min((clear_at - early_s for clear_at, early_s in turns), default=None)
+
+    def _urgent_lately(self, model: ModelKey, now: float) -> list[_Seen]:
+        """What the urgent classes of a model did that were there lately."""
+        if not (self.policy.qos and self.policy.pack.front):
+            return []
+        return [
+            seen
             for name, known in self.classes.items()
             if known.objectives.ttft_s is not None
             and (seen := self._seen.get((model, name)))
             and now - seen.last < _RECENT_S
+            and seen.prefill.value(0.0) > 0
         ]
+
+    def front(self, model: ModelKey, now: float) -> frozenset[str]:
+        """The endpoints that urgent work of a model is packed on; none while nobody is urgent."""
+        traffic = [
+            front.Urgent(seen.lately.value(now), seen.prefill.value(0.0))
+            for seen in self._urgent_lately(model, now)
+        ]
+        if not traffic:
+            return frozenset()
         places = [
             front.Standing(e.address, self.ranks.get(e.lane, len(self.ranks)), e.lent)
             for e in self.ready(model)
         ]
-        return front.members(front.size(traffic, pack.utilisation), places)
+        return front.members(front.size(traffic, self.policy.pack.utilisation), places)
 
     def need(self, ask: Ask, turn: Turn) -> Need:
         """What a request asks of an endpoint."""
@@ -205,10 +234,11 @@ class Room:
         gated = bool(turn.front) and not self.urgent(ask)
         if gated and self.policy.pack.late:
             # Left out before anything dearer is reckoned: mostly it is all of them.
-            loads = [load for load in loads if not load.forecast.backlog_s]
+            most = {True: 0.0, False: self.policy.pack.ahead_s}
+            loads = [x for x in loads if x.forecast.backlog_s <= most[x.address in turn.front]]
         keep = turn.keep.get(self.rank(ask), {})
         kept = self._kept_clear(turn, loads) if gated and self.policy.pack.clear else frozenset()
-        return [self._candidate(load, ask, turn, keep, now, gated, load.address in kept) for load in loads]
+        return [self._candidate(load, ask, turn, keep, now, load.address in kept) for load in loads]
 
     def _candidate(
         self,
@@ -217,11 +247,11 @@ class Room:
         turn: Turn,
         keep: Mapping[str, tuple[int, int]],
         now: float,
-        gated: bool,
         kept: bool,
     ) -> Candidate:
         policy, pack = self.policy, self.policy.pack
         keep_slots, keep_tokens = keep.get(load.address, (0, 0))
+        paced = bool(turn.front) and pack.pace
         return Candidate(
             address=load.address,
             lane=load.lane,
@@ -231,7 +261,7 @@ class Room:
             kv_tokens=load.kv_tokens,
             kv_used=load.tokens + load.foreign_tokens,
             ttft_s=load.forecast.first_token_s(ask.prompt_tokens) if self.urgent(ask) else 0.0,
-            credit_s=load.forecast.credit_s(ask.prompt_tokens) if gated and pack.pace else math.inf,
+            credit_s=load.forecast.credit_s(ask.prompt_tokens) if paced else math.inf,
             margin_s=pack.margin_s,
             front=load.address in turn.front,
             kept_clear=kept,
