@@ -78,6 +78,16 @@ bench: binaries ## Every benchmark, then one table
 bench-smoke: binaries ## Every benchmark, short: that it runs, not how fast
 	@$(BIN)/python tests/perf/run.py --quick $(ARGS)
 
+.PHONY: bench-sim bench-sim-full bench-sim-quick
+bench-sim: setup ## The headline in virtual time: ours, its ablations, the best static packing (resumable)
+	@$(BIN)/python tests/perf/bench_sim.py $(ARGS)
+
+bench-sim-full: setup ## Every arm at every load, as long as it takes (resumable)
+	@$(BIN)/python tests/perf/bench_sim.py --full $(ARGS)
+
+bench-sim-quick: setup ## Two minutes of it: that it runs
+	@$(BIN)/python tests/perf/bench_sim.py --quick $(ARGS)
+
 .PHONY: lock
 lock: setup ## Resolve the dependencies again and write requirements/*.txt
 	@$(BIN)/uv pip compile -q requirements/uv.in --universal --generate-hashes --no-emit-index-url \
