@@ -111,10 +111,7 @@ class Bulk:
         """Queue a request. Raises ValueError as `Engine.add` does."""
         if request.id in self._jobs:
             raise ValueError(f"request {request.id} is already known")
-        if request.prompt_tokens < 1 or request.output_tokens < 1:
-            raise ValueError(f"request {request.id} needs at least one prompt and one output token")
-        if request.prompt_tokens + request.output_tokens - 1 > self.config.kv_tokens:
-            raise ValueError(f"request {request.id} needs more KV cache than the engine holds")
+        self.config.check(request)
         rank = request.priority if self.config.policy is Policy.PRIORITY else 0
         job = Job(request, (rank, now, self._sequence))
         self._sequence += 1

@@ -51,15 +51,7 @@ class Engine:
         """
         if request.id in self._requests:
             raise ValueError(f"request {request.id} is already known")
-        if request.prompt_tokens < 1 or request.output_tokens < 1:
-            raise ValueError(f"request {request.id} needs at least one prompt and one output token")
-        # The last output token is never computed on, so its KV is never stored.
-        total = request.prompt_tokens + request.output_tokens - 1
-        if total > self.config.kv_tokens:
-            held = self.config.kv_tokens
-            raise ValueError(
-                f"request {request.id} needs {total} tokens of KV cache, the engine holds {held}"
-            )
+        self.config.check(request)
         rank = request.priority if self.config.policy is Policy.PRIORITY else 0
         tracked = Tracked(request, (rank, now, self._seq))
         self._seq += 1

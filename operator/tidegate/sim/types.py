@@ -40,6 +40,21 @@ class EngineConfig:
         """The same settings under another policy."""
         return replace(self, policy=policy)
 
+    def check(self, request: "Request") -> None:
+        """Refuse a request that asks for nothing, or that could never fit the KV cache.
+
+        Raises:
+            ValueError: it is such a one.
+        """
+        if request.prompt_tokens < 1 or request.output_tokens < 1:
+            raise ValueError(f"request {request.id} needs at least one prompt and one output token")
+        # The last output token is never computed on, so its KV is never stored.
+        total = request.prompt_tokens + request.output_tokens - 1
+        if total > self.kv_tokens:
+            raise ValueError(
+                f"request {request.id} needs {total} tokens of KV cache, the engine holds {self.kv_tokens}"
+            )
+
     @property
     def usable_blocks(self) -> int:
         """KV blocks that hold tokens."""
