@@ -130,6 +130,20 @@ def test_no_prefill_beside_who_would_fall_behind_its_pace() -> None:
     assert at in sent.values(), "at 15 ms a token it is far ahead of 50"
 
 
+def test_a_class_may_become_urgent_while_its_requests_run() -> None:
+    stage = Stage()
+    running = [ask("batch", 300) for _ in range(3)]
+    assert len(stage.send(*running)) == 3
+    urgent = replace(CLASSES["batch"], objectives=Objectives(ttft_s=5.0))
+    models = {M: Model(M, tuple(CLASSES))}
+    stage.flow.set_world(CLASSES | {"batch": urgent}, models, stage.places, stage.now)
+    for one in running:
+        stage.flow.finish(one.id, stage.now + 1)
+    stage.flow.set_world(CLASSES, models, stage.places, stage.now + 1)
+    stage.now += 2
+    assert len(stage.send(*(ask("batch") for _ in range(8)))) == 3, "as if nothing had run"
+
+
 @pytest.mark.parametrize("qos", [True, False])
 def test_all_is_served_in_the_end(qos: bool) -> None:
     stage = Stage()

@@ -45,7 +45,7 @@ def pod(
             "name": f"pod-{ip}",
             "namespace": namespace,
             "labels": own if labels is None else labels,
-            "annotations": {"tidegate.dev/slots": "16"},
+            "annotations": {"tidegate.dev/slots": "16", "tidegate.dev/step-tokens": "512"},
             **meta,
         },
         "spec": {"containers": [{"name": "engine", "ports": named}]},
@@ -63,7 +63,7 @@ def test_a_ready_pod_is_an_endpoint() -> None:
     found = see([deployment()], pod())
     [endpoint] = found.endpoints
     assert (endpoint.address, endpoint.model, endpoint.lane) == ("10.0.0.1:8000", ("ns", "m"), "low")
-    assert (endpoint.slots, endpoint.ready, endpoint.draining) == (16, True, False)
+    assert (endpoint.slots, endpoint.chunk, endpoint.ready, endpoint.draining) == (16, 512, True, False)
     assert found.metrics_urls == {"10.0.0.1:8000": "http://10.0.0.1:8000/metrics"}
 
 

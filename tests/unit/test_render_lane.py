@@ -127,6 +127,13 @@ def test_slots_are_told_to_the_picker(given: list[str], slots: str) -> None:
     assert deployment["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_SLOTS] == slots
 
 
+def test_tokens_of_a_step_are_told_to_the_picker() -> None:
+    for given, tokens in ((["--max-num-batched-tokens=512"], "512"), ([], "2048")):
+        deployment = render(mdep(engine={"type": "vLLM", "args": given}))
+        told = deployment["spec"]["template"]["metadata"]["annotations"]
+        assert told[names.ANNOTATION_STEP_TOKENS] == tokens
+
+
 def test_a_users_port_is_the_containers_port() -> None:
     ports = engine_of(render(mdep(engine={"type": "vLLM", "args": ["--port=9000"]})))["ports"]
     assert ports == [{"name": "http", "containerPort": 9000}]

@@ -46,6 +46,7 @@ class _Running:
     address: str
     since: float
     steps: float
+    patient: bool
 
 
 class _Seen:
@@ -121,10 +122,9 @@ class Room:
         """A request is sent to an endpoint, and holds its room there."""
         known = self.classes.get(ask.qos_class)
         load = self.loads[address]
-        steps = load.take(
-            ask, now, tpot_s=known.objectives.tpot_s if known else None, patient=not self.urgent(ask)
-        )
-        self.running[ask.id] = _Running(ask, address, now, steps)
+        patient = not self.urgent(ask)
+        steps = load.take(ask, now, tpot_s=known.objectives.tpot_s if known else None, patient=patient)
+        self.running[ask.id] = _Running(ask, address, now, steps, patient)
         self._busy[ask.model, ask.qos_class] += 1
         return load
 
@@ -136,7 +136,7 @@ class Room:
         ask = running.ask
         self._busy[ask.model, ask.qos_class] -= 1
         load = self.loads[running.address]
-        load.give_back(ask, now, running.steps, patient=not self.urgent(ask))
+        load.give_back(ask, now, running.steps, patient=running.patient)
         if load.gone and not load.requests:
             del self.loads[running.address]
         if whole and (seen := self._seen.get((ask.model, ask.qos_class))):

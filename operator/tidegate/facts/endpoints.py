@@ -18,6 +18,8 @@ from tidegate.facts.quantities import condition
 
 DEFAULT_SLOTS: Final = 256
 """Of a pod without the slots annotation: vLLM's own default of --max-num-seqs on most GPUs."""
+DEFAULT_STEP_TOKENS: Final = 2048
+"""Of a pod without that annotation: vLLM's own default of --max-num-batched-tokens on an A100."""
 _ENDED: Final = ("Succeeded", "Failed")
 
 Raw = Mapping[str, Any]
@@ -158,16 +160,17 @@ def _endpoint(pod: Raw, deployment: ModelDeployment, key: ModelKey) -> Endpoint 
         address=_join(address, port),
         model=key,
         lane=(meta.get("labels") or {}).get(names.LABEL_CLASS, ""),
-        slots=_slots(meta),
+        slots=_count(notes, names.ANNOTATION_SLOTS, DEFAULT_SLOTS),
+        chunk=_count(notes, names.ANNOTATION_STEP_TOKENS, DEFAULT_STEP_TOKENS),
         ready=ready is not None and ready.get("status") == "True",
         draining=bool(meta.get("deletionTimestamp")) or names.ANNOTATION_DRAINING in notes,
         lent=notes.get(names.ANNOTATION_STANDING) == Ground.LENT,
     )
 
 
-def _slots(meta: Raw) -> int:
-    text = (meta.get("annotations") or {}).get(names.ANNOTATION_SLOTS, "")
-    return int(text) if text.isdecimal() and int(text) > 0 else DEFAULT_SLOTS
+def _count(notes: Mapping[str, str], annotation: str, default: int) -> int:
+    text = notes.get(annotation, "")
+    return int(text) if text.isdecimal() and int(text) > 0 else default
 
 
 def _port(pod: Raw, name: str) -> int | None:

@@ -12,6 +12,7 @@ Object = dict[str, Any]
 
 CONTAINER: Final = "engine"
 DEFAULT_SLOTS: Final = 256
+DEFAULT_STEP_TOKENS: Final = 2048
 """vLLM's own default of --max-num-seqs for its server on most GPUs (vllm/engine/arg_utils.py)."""
 STARTUP_LIMIT_S: Final = 1800
 """Longest start before kubelet gives up. 40–100 s are usual; 30 minutes allow a first download."""
@@ -59,8 +60,17 @@ def source(model: ModelDeployment) -> Source:
 
 def slots(model: ModelDeployment) -> int:
     """How many requests a replica runs at once: --max-num-seqs of its arguments, else vLLM's default."""
-    value = _values(model.spec.engine.args or ()).get("--max-num-seqs", "")
-    return int(value) if value.isdecimal() and int(value) > 0 else DEFAULT_SLOTS
+    return _count(model, "--max-num-seqs", DEFAULT_SLOTS)
+
+
+def step_tokens(model: ModelDeployment) -> int:
+    """The most tokens that a step computes: --max-num-batched-tokens, else vLLM's default."""
+    return _count(model, "--max-num-batched-tokens", DEFAULT_STEP_TOKENS)
+
+
+def _count(model: ModelDeployment, flag: str, default: int) -> int:
+    value = _values(model.spec.engine.args or ()).get(flag, "")
+    return int(value) if value.isdecimal() and int(value) > 0 else default
 
 
 def container(model: ModelDeployment, gpu_resource: str, grace_s: int) -> Object:

@@ -123,7 +123,10 @@ def _template(model: ModelDeployment, qos: QoSClass, pool: GPUPool, labels: dict
         "volumes": engine.volumes(model),
         **_placement(pool),
     }
-    annotations = {names.ANNOTATION_SLOTS: str(engine.slots(model))}
+    annotations = {
+        names.ANNOTATION_SLOTS: str(engine.slots(model)),
+        names.ANNOTATION_STEP_TOKENS: str(engine.step_tokens(model)),
+    }
     managed = labels | {names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
     return {"metadata": {"labels": managed, "annotations": annotations}, "spec": spec}
 
