@@ -1,6 +1,7 @@
 """Urgent work on a front, patient work behind it and, a little, between."""
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -128,6 +129,84 @@ def test_no_prefill_beside_who_would_fall_behind_its_pace() -> None:
     stage.now += 3.0
     sent = stage.send(*(ask("batch", 2000) for _ in range(6)))
     assert at in sent.values(), "at 15 ms a token it is far ahead of 50"
+
+
+def served(flow: Flow, seconds: float, coming: list[tuple[float, Ask]], holds_s: float = 2.0) -> Counter[str]:
+    """What was sent by class, of requests that come at their time; each runs for `holds_s`."""
+    sent: Counter[str] = Counter()
+    ends: list[tuple[float, int]] = []
+    coming = sorted(coming, key=lambda c: c[0])
+    now = 0.0
+    while now < seconds:
+        while coming and coming[0][0] <= now:
+            flow.admit(coming.pop(0)[1], now)
+        for at, request in [e for e in ends if e[0] <= now]:
+            ends.remove((at, request))
+            flow.finish(request, now)
+        for d in flow.dispatch(now):
+            sent[d.ask.qos_class] += 1
+            ends.append((now + holds_s, d.ask.id))
+        now += 0.05
+    return sent
+
+
+def flow_with(*places: Endpoint, classes: dict[str, QoSClass] | None = None) -> Flow:
+    flow = Flow(Policy())
+    known = classes or CLASSES
+    flow.set_world(known, {M: Model(M, tuple(known))}, places, 0.0)
+    for place in places:
+        flow.report(place.address, EngineReport(0.0, 0, 0, 0.0, 400_000), 0, 0)
+    return flow
+
+
+def place(address: str, **fields: Any) -> Endpoint:
+    return Endpoint(address, M, "batch", 64, **fields)
+
+
+def test_an_only_replica_serves_batch_too() -> None:
+    chats = [(10.0 * i, ask("chat", 300)) for i in range(6)]
+    batch = [(1.0, ask("batch")) for _ in range(5)]
+    assert served(flow_with(place("r0")), 60, chats + batch) == {"chat": 6, "batch": 5}
+
+
+def test_so_does_an_only_replica_that_is_not_lent() -> None:
+    places = [place("safe"), *(place(f"lent{i}", lent=True) for i in range(5))]
+    chats = [(5.0 * i, ask("chat", 300)) for i in range(12)]
+    batch = [(1.0, replace(ask("batch"), streamed=True)) for _ in range(5)]
+    assert served(flow_with(*places), 60, chats + batch)["batch"] == 5
+
+
+def test_a_long_stream_that_may_only_go_to_the_front_is_not_passed_for_ever() -> None:
+    places = [*(place(f"safe{i}") for i in range(2)), *(place(f"z{i}", lent=True) for i in range(4))]
+    chats = [(0.25 * i, ask("chat", 1500)) for i in range(240)]
+    long = replace(ask("batch", 4000), streamed=True)
+    short = [(10 + 0.3 * i, replace(ask("batch", 500), streamed=True)) for i in range(160)]
+    flow = flow_with(*places)
+    served(flow, 60, [*chats, (10.0, long), *short])
+    assert long.id not in {a.id for a in flow.waiting()}
+
+
+def test_an_urgent_class_holds_up_nobody_above_it() -> None:
+    classes = {
+        "standard": QoSClass("standard", 500, queue_max_wait_s=3600),
+        "free": QoSClass("free", 10, objectives=Objectives(ttft_s=1.0), queue_max_wait_s=3600),
+    }
+    flow = flow_with(place("r0"), classes=classes)
+    coming = [(0.5 * i, ask(name, 500)) for i in range(100) for name in classes]
+    sent = served(flow, 80, coming)
+    assert sent == {"standard": 100, "free": 100}
+
+
+def test_whatever_holds_a_class_up_it_is_not_for_ever() -> None:
+    """A margin that nobody can keep closes every replica where somebody talks; one goes now and then."""
+    flow = Flow(Policy(pack=replace(Pack(), margin_s=1e6)))
+    places = [place("r0"), place("r1")]
+    flow.set_world(CLASSES, {M: Model(M, tuple(CLASSES))}, places, 0.0)
+    for one in places:
+        flow.report(one.address, EngineReport(0.0, 0, 0, 0.0, 400_000), 0, 0)
+    chats = [(0.25 * i, ask("chat", 300)) for i in range(240)]
+    batch = [(5.0, ask("batch", 500)) for _ in range(8)]
+    assert 3 <= served(flow, 40, chats + batch)["batch"] <= 8
 
 
 def test_a_class_may_become_urgent_while_its_requests_run() -> None:

@@ -104,6 +104,77 @@ def test_the_pace_is_learnt_from_the_engines_own_count(speed: float) -> None:
     assert forecast.speed == pytest.approx(speed, rel=0.1)
 
 
+def test_one_that_was_refused_proves_nothing_of_those_before_it() -> None:
+    forecast = fresh()
+    for request in range(20):
+        forecast.take(request, 2600, None)
+    before_s = forecast.backlog_s
+    forecast.take(20, 10, None)
+    forecast.advance(0.01)
+    forecast.give_back(20, 10, served=False)
+    assert forecast.backlog_s == pytest.approx(before_s, rel=0.05)
+    forecast.give_back(3, 2600, served=False)
+    assert forecast.backlog_s == pytest.approx(before_s * 19 / 20, rel=0.05), "its own prompt is dropped"
+
+
+def decoding(requests: int = 16) -> Forecast:
+    forecast = fresh()
+    for request in range(requests):
+        forecast.take(request, 200, None)
+    forecast.advance(1.0)
+    forecast.calibrate(0)
+    return forecast
+
+
+def per_second() -> float:
+    return 16 / FIT.seconds(0, 16, 16 * 200)
+
+
+def test_others_tokens_are_no_pace() -> None:
+    forecast = decoding()
+    made = 0.0
+    for second in range(2, 12):
+        made += 5 * per_second()
+        forecast.advance(float(second))
+        forecast.calibrate(int(made), alone=False)
+    made += 5 * per_second()
+    forecast.advance(12.0)
+    forecast.calibrate(int(made))
+    assert forecast.speed == 1.0
+    made += per_second()
+    forecast.advance(13.0)
+    forecast.calibrate(int(made))
+    assert forecast.speed == pytest.approx(1.0, rel=0.2)
+
+
+def test_an_engine_that_hung_is_not_taken_for_slow() -> None:
+    forecast = decoding()
+    for second in range(2, 20):
+        forecast.advance(float(second))
+        forecast.calibrate(0)
+    assert forecast.speed == 1.0
+
+
+def test_a_pace_that_cannot_be_kept_holds_nobody_back() -> None:
+    forecast = fresh()
+    forecast.take(1, 300, 0.010)
+    forecast.advance(1.0)
+    assert math.isinf(forecast.credit_s(1000)), "a step takes 15 ms by itself"
+    slow = fresh()
+    slow.take(1, 300, 0.016)
+    for request in range(2, 60):
+        slow.take(request, 2000, None)
+    slow.advance(10.0)
+    assert math.isinf(slow.credit_s(1000)), "it is far behind already"
+
+
+def test_only_those_above_are_looked_after() -> None:
+    forecast = fresh()
+    forecast.take(1, 300, 0.05, priority=10)
+    assert forecast.credit_s(1000, above=5) < 0
+    assert math.isinf(forecast.credit_s(1000, above=10))
+
+
 def test_a_counter_that_starts_again_is_no_pace() -> None:
     forecast = fresh()
     forecast.take(1, 100, None)

@@ -46,6 +46,8 @@ __all__ = [
 
 _FIFO_QUEUE: Final = ""
 _RETRY_AFTER_MAX_S: Final = 600
+_STARVES_S: Final = 5.0
+"""However it came about that none of a class is sent, after this long one is, where it has room."""
 
 
 class Flow:
@@ -121,18 +123,19 @@ class Flow:
         turns: dict[ModelKey, Turn] = {}
         while heads:
             model = min(heads, key=lambda m: (self._room.rank(heads[m].ask), heads[m].since, heads[m].ask.id))
-            head, turn = heads[model].ask, turns.get(model)
-            if self._room.blocked(head, now):
+            waits, turn = heads[model], turns.get(model)
+            gated = self._room.gated(waits.ask, now) and not self._starves(waits, now)
+            if gated and self._room.blocked(waits.ask, now):
                 del heads[model]
                 continue
             if turn is None:
                 turn = turns[model] = self._room.turn(model, now)
-            ask, chosen = self._choose(head, turn, now)
+            ask, chosen = self._choose(waits.ask, turn, now, gated=gated)
             following = None
             if not isinstance(chosen, NoRoom):
                 done.append(self._send(ask, chosen, now))
                 following = self._head(model, whole_only=turn.passing)
-            elif head.streamed and turn.apart:
+            elif waits.ask.streamed and turn.apart:
                 turn.passing = True
                 following = self._head(model, whole_only=True)
             if following is None:
@@ -223,7 +226,6 @@ class Flow:
         for address, load in sorted(room.loads.items()):
             turn = turns.get(load.model)
             keep = turn.keep if turn else {}
-            load.forecast.advance(now)
             described = load.describe(now, self.policy.report_stale_s)
             described["keeps_free_from"] = {names[r]: by.get(address, (0, 0))[0] for r, by in keep.items()}
             endpoints.append(described | {"front": bool(turn and address in turn.front)})
@@ -255,25 +257,32 @@ class Flow:
         )
         return min(heads, key=lambda h: (self._room.rank(h.ask), h.since, h.ask.id), default=None)
 
-    def _choose(self, head: Ask, turn: Turn, now: float) -> tuple[Ask, str | NoRoom]:
+    def _starves(self, waits: Waiting, now: float) -> bool:
+        """Whether none of its class was sent for so long that it keeps out of nobody's way any more."""
+        return now - max(waits.since, self._lines[self._line_key(waits.ask)].sent_s) > _STARVES_S
+
+    def _choose(self, head: Ask, turn: Turn, now: float, *, gated: bool) -> tuple[Ask, str | NoRoom]:
         """Who goes, and where: the head, or to the front a patient one behind it whose prompt is short."""
-        room, found = self._room, self._room.candidates(head, turn, now)
-        need = room.need(head, turn)
-        if need.urgent or not (turn.front and self.policy.pack.short):
+        room = self._room
+        need, found = room.need(head, turn), room.candidates(head, turn, now, gated=gated)
+        if not (gated and turn.front and self.policy.pack.short):
             return head, pick.choose(need, found)
         chosen = pick.choose(need, (c for c in found if not c.front))
         if not isinstance(chosen, NoRoom) or all(c.kept_clear for c in found if c.front):
             return head, chosen
-        # Where all are front the head must go there, or a long prompt would wait for ever.
-        behind = any(e.address not in turn.front for e in room.ready(head.model))
-        ask = self._lines[self._line_key(head)].shortest(whole_only=turn.passing) if behind else head
-        ahead = (c for c in room.candidates(ask, turn, now) if c.front)
+        # One that may go nowhere else goes to the front itself, or a long prompt would wait for ever.
+        ask = head
+        if room.behind(head, turn):
+            ask = self._lines[self._line_key(head)].shortest(whole_only=turn.passing)
+        ahead = (c for c in room.candidates(ask, turn, now, gated=gated) if c.front)
         return ask, pick.choose(room.need(ask, turn), ahead)
 
     def _send(self, ask: Ask, address: str, now: float) -> Dispatch:
         key = self._where.pop(ask.id)
         waited = now - self._drop(key, ask.id).since
-        self._lines[key].drained.add(now)
+        line = self._lines[key]
+        line.drained.add(now)
+        line.sent_s = now
         load = self._room.take(ask, address, now)
         return Dispatch(ask, address, load.lane, waited)
 

@@ -5,8 +5,8 @@ A scrape is a second old, and the next arrival lands in between. How long a step
 queued, how long a step is and how many steps were made can be reckoned at any moment.
 
 An engine is faster or slower than the fit says, so its own count of generated tokens, scraped now
-and then, corrects the pace; and a request that ends before its first token was expected shows that
-all prefill up to its own is done.
+and then, corrects the pace; and a request that was served before its first token was expected shows
+that all prefill up to its own is done.
 """
 
 import math
@@ -20,19 +20,28 @@ _LEAST_TOKENS: Final = 32
 """Fewer generated tokens between two reports tell nothing of the pace."""
 _WEIGHT: Final = 0.3
 """Of one more report, once there were a few; the first ones weigh more, since nothing is known before."""
+_RATIO: Final = 8.0
+"""What one report may say at most: an engine that hung, or a counter that jumped, is not believed."""
+_SPEEDS: Final = (0.02, 50.0)
+_LOST_S: Final = 1.0
+"""Who is this far behind its pace has lost it: holding others back would not bring it back."""
 _DONE_S: Final = 1e-6
 """Less prefill than this is none: what sums of floats leave over."""
-_SPEEDS: Final = (0.02, 50.0)
 
 
 @dataclass(slots=True)
 class _Sent:
-    """A request in flight: `tpot_s` its promised pace; when its first token is expected, then came."""
+    """A request in flight: the pace it was promised, when its first token is expected, or came.
+
+    `prefill` is what its prompt takes by the fit, seconds. `steps` are those that had been made when it
+    got its first token; None before.
+    """
 
     tpot_s: float | None
+    priority: int
+    prefill: float
     first_s: float
     steps: float | None = None
-    """Steps that had been made when it got its first token; None before."""
 
 
 class Forecast:
@@ -47,6 +56,7 @@ class Forecast:
         "_decodes",
         "_fit",
         "_generated",
+        "_paces",
         "_reported",
         "_reports",
         "_sent",
@@ -62,13 +72,14 @@ class Forecast:
         """How many times as fast as the fit it was seen to be."""
         self.steps = 0.0
         """Steps made so far, as of the last `advance`."""
-        # Seconds of these two are the fit's: the engine's own are so many divided by `speed`.
+        # Seconds of these are the fit's: the engine's own are so many divided by `speed`.
         self._backlog, self._backlog_steps = 0.0, 0.0
         self._step: float | None = None
         self._decodes, self._context = 0, 0.0
         self._generated, self._reported, self._reports = 0.0, -1, 0
         self._sent: dict[int, _Sent] = {}
-        self._starting: deque[tuple[float, int]] = deque()
+        self._starting: deque[int] = deque()
+        self._paces: dict[tuple[float, int], float] | None = None
 
     def become(self, fit: StepFit, chunk: int) -> None:
         """Take the engine's own settings."""
@@ -78,6 +89,10 @@ class Forecast:
     def backlog_s(self) -> float:
         """How long until all prefill that was sent is computed, as of the last `advance`."""
         return self._backlog / self.speed
+
+    def left_s(self, now: float) -> float:
+        """The same as of `now`, for who only looks: nothing changes."""
+        return max(0.0, self.backlog_s - (now - self._at))
 
     @property
     def clear_at(self) -> float:
@@ -94,21 +109,15 @@ class Forecast:
         if self._backlog > 0:
             prefilling = min(passed, self._backlog)
             steps = self._backlog_steps * prefilling / self._backlog
-            self._backlog -= prefilling
-            self._backlog_steps -= steps
-            if self._backlog < _DONE_S:
-                self._backlog = self._backlog_steps = 0.0
             passed -= prefilling
+            self._leave_backlog(self._backlog - prefilling)
         if passed > 0 and self._decodes:
             steps += passed / self._decode_step()
         self.steps += steps
         self._context += steps * self._decodes
         self._generated += steps * self._decodes
-        self._step = None
-        while self._starting and self._starting[0][0] <= now:
-            sent = self._sent.get(self._starting.popleft()[1])
-            if sent is not None and sent.steps is None:
-                sent.steps, sent.first_s = self.steps, now
+        self._step = self._paces = None
+        self._start()
 
     def prefill_s(self, tokens: int) -> float:
         """How long this many prompt tokens take beside what decodes."""
@@ -123,59 +132,108 @@ class Forecast:
         ahead = (self._backlog or self._decode_step()) + 0.5 * self._decode_step()
         return (ahead + self._prefill(tokens)) / self.speed
 
-    def take(self, request: int, tokens: int, tpot_s: float | None) -> None:
+    def take(self, request: int, tokens: int, tpot_s: float | None, priority: int = 0) -> None:
         """A request is sent; call `advance` before."""
-        wait_s = self.first_token_s(tokens)
+        wait_s, prefill = self.first_token_s(tokens), self._prefill(tokens)
         if not self._backlog and self._decodes:
             self._backlog_steps = 1.5
         self._backlog_steps += -(-tokens // max(1, self._chunk - self._decodes))
         self._backlog = wait_s * self.speed
         self._decodes += 1
         self._context += tokens
-        self._step = None
-        self._sent[request] = _Sent(tpot_s, self._at + wait_s)
-        self._starting.append((self._at + wait_s, request))
+        self._step = self._paces = None
+        self._sent[request] = _Sent(tpot_s, priority, prefill, self._at + wait_s)
+        self._starting.append(request)
 
-    def give_back(self, request: int, tokens: int) -> None:
-        """A request is over; `tokens` are those that it held. Call `advance` before."""
+    def give_back(self, request: int, tokens: int, *, served: bool = True) -> None:
+        """A request is over; `tokens` are those that it held. Call `advance` before.
+
+        `served` False: it was refused or dropped, so that it proves nothing of what was before it.
+        """
         self._decodes = max(0, self._decodes - 1)
         self._context = max(0.0, self._context - tokens) if self._decodes else 0.0
-        self._step = None
+        self._step = self._paces = None
         sent = self._sent.pop(request, None)
         if not self._decodes:
-            self._backlog = self._backlog_steps = 0.0
+            self._leave_backlog(0.0)
         elif sent is not None and sent.steps is None:
-            # Prompts are computed in order: what was before this one is done, or it was dropped.
-            left = max(0.0, self._backlog - (sent.first_s - self._at) * self.speed)
-            self._backlog_steps *= left / self._backlog if self._backlog else 0.0
-            self._backlog = left
+            # Prompts are computed in order: what was before one that was served is done.
+            done = (sent.first_s - self._at) * self.speed if served else sent.prefill
+            self._leave_backlog(self._backlog - max(0.0, done))
+        self._start()
 
-    def calibrate(self, generated_tokens: int) -> None:
-        """Take the engine's own count of generated tokens, a counter; call `advance` before."""
+    def calibrate(self, generated_tokens: int, *, alone: bool = True) -> None:
+        """Take the engine's own count of generated tokens, a counter; call `advance` before.
+
+        `alone` False: others' requests run there, so that their tokens are in it too.
+        """
         seen = generated_tokens - self._reported
-        if self._reported >= 0 <= seen and self._generated >= _LEAST_TOKENS:
-            ratio = max(seen, 1) / self._generated
+        known = self._reported >= 0 < seen and alone
+        if known and self._generated < _LEAST_TOKENS:
+            return  # too little has happened: from the same count on
+        if known:
+            ratio = min(max(seen / self._generated, 1 / _RATIO), _RATIO)
             self._reports += 1
             pace = self.speed * ratio ** max(_WEIGHT, 1 / self._reports)
             self.speed = min(max(pace, _SPEEDS[0]), _SPEEDS[1])
-        if self._reported < 0 or seen < 0 or self._generated >= _LEAST_TOKENS:
-            self._reported, self._generated = generated_tokens, 0.0
+        # A count that began again, stands still or holds others' tokens is only begun from. After
+        # others were there the next one holds some of theirs as well.
+        self._reported = generated_tokens if alone else -1
+        self._generated = 0.0
 
-    def credit_s(self, prefill_tokens: int) -> float:
+    def credit_s(self, prefill_tokens: int, above: float = -math.inf) -> float:
         """How far everybody here would be ahead of its promised pace after one more prefill.
 
-        Of the one that is the least ahead; infinite where no pace was promised. A request that has
-        made s steps in t seconds is `tpot_s * s - t` ahead.
+        Of the one that is the least ahead, among those of a priority above `above`; infinite where no
+        pace was promised, or what was promised is lost: by who is far behind, or where a step of
+        decodes alone takes longer. A request that has made s steps in t seconds is
+        `tpot_s * s - t` ahead.
         """
         steps, takes_s = -(-prefill_tokens // self._chunk), self.prefill_s(prefill_tokens)
+        step_s = self._decode_step() / self.speed
         least = math.inf
-        for one in self._sent.values():
-            if one.tpot_s is not None:
-                ahead = one.tpot_s * steps - takes_s
-                if one.steps is not None:
-                    ahead += one.tpot_s * (self.steps - one.steps) - (self._at - one.first_s)
-                least = min(least, ahead)
+        for (tpot_s, priority), begun in self._begun().items():
+            if priority > above and tpot_s > step_s:
+                ahead = tpot_s * self.steps - self._at - begun
+                least = min(least, ahead + tpot_s * steps - takes_s)
         return least
+
+    def _begun(self) -> dict[tuple[float, int], float]:
+        """By promise: `tpot_s * steps - time` when who is the least ahead got its first token.
+
+        Who has none yet is neither ahead nor behind, as one who begins now.
+        """
+        if self._paces is None:
+            self._paces = {}
+            for one in self._sent.values():
+                if one.tpot_s is not None:
+                    steps, first_s = (self.steps, self._at) if one.steps is None else (one.steps, one.first_s)
+                    begun = one.tpot_s * steps - first_s
+                    if one.tpot_s * self.steps - self._at - begun < -_LOST_S:
+                        one.tpot_s = None
+                    else:
+                        key = (one.tpot_s, one.priority)
+                        self._paces[key] = max(self._paces.get(key, -math.inf), begun)
+        return self._paces
+
+    def _start(self) -> None:
+        """Note who has its first token by now. Prompts are computed in the order in which they were sent."""
+        starting = self._starting
+        while starting:
+            sent = self._sent.get(starting[0])
+            if sent is not None and sent.steps is None:
+                if self._backlog > 0 and sent.first_s > self._at:
+                    return
+                sent.steps, sent.first_s = self.steps, self._at
+            starting.popleft()
+
+    def _leave_backlog(self, left: float) -> None:
+        """So much prefill is left, and so many of its steps."""
+        if left < _DONE_S:
+            self._backlog = self._backlog_steps = 0.0
+        elif left < self._backlog:
+            self._backlog_steps *= left / self._backlog
+            self._backlog = left
 
     def _seconds(self, prefill: int) -> float:
         return self._fit.seconds(prefill, self._decodes, int(self._context))

@@ -1,6 +1,7 @@
 """Who waits: the requests of one class of one model, oldest first."""
 
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,12 +28,14 @@ class Line:
     Two lines in fact, each oldest first: answers that are streamed, and whole ones.
     """
 
-    __slots__ = ("drained", "streamed", "whole")
+    __slots__ = ("drained", "sent_s", "streamed", "whole")
 
     def __init__(self) -> None:
         self.streamed: OrderedDict[int, Waiting] = OrderedDict()
         self.whole: OrderedDict[int, Waiting] = OrderedDict()
         self.drained = Rate(30.0)
+        self.sent_s = -math.inf
+        """When the last of them was sent."""
 
     def __len__(self) -> int:
         return len(self.streamed) + len(self.whole)

@@ -107,22 +107,22 @@ class Load:
         """The endpoint is gone; only what is in flight keeps this."""
         self.ready, self.gone = False, True
 
-    def take(self, ask: Ask, now: float, *, tpot_s: float | None, patient: bool) -> float:
+    def take(self, ask: Ask, now: float, *, tpot_s: float | None, priority: int, patient: bool) -> float:
         """Count a request in, with the prefill that it queues; returns the steps made so far."""
         self.requests += 1
         self.patient += patient
         self.tokens += ask.tokens
         self.forecast.advance(now)
-        self.forecast.take(ask.id, ask.prompt_tokens, tpot_s)
+        self.forecast.take(ask.id, ask.prompt_tokens, tpot_s, priority)
         return self.forecast.steps
 
-    def give_back(self, ask: Ask, now: float, steps: float, *, patient: bool) -> None:
+    def give_back(self, ask: Ask, now: float, steps: float, *, patient: bool, served: bool) -> None:
         """Count a request out; `steps` is what `take` returned."""
         self.requests -= 1
         self.patient -= patient
         self.tokens -= ask.tokens
         self.forecast.advance(now)
-        self.forecast.give_back(ask.id, ask.prompt_tokens + int(self.forecast.steps - steps))
+        self.forecast.give_back(ask.id, ask.prompt_tokens + int(self.forecast.steps - steps), served=served)
 
     @property
     def drained(self) -> bool:
@@ -143,9 +143,9 @@ class Load:
         if self.kv_tokens and report.kv_usage is not None:
             held = int(report.kv_usage * self.kv_tokens)
             self.foreign_tokens = max(0, held - max(own_tokens_before, self.tokens))
-        if report.generated_tokens is not None and not self.foreign:
+        if report.generated_tokens is not None:
             self.forecast.advance(report.time_s)
-            self.forecast.calibrate(report.generated_tokens)
+            self.forecast.calibrate(report.generated_tokens, alone=not self.foreign)
         self._report = report
 
     def usable_slots(self, now: float, grace_s: float, stale_s: float) -> int:
@@ -176,7 +176,7 @@ class Load:
             "foreign_requests": self.foreign,
             "kv_tokens": self.kv_tokens,
             "kv_used": self.tokens + self.foreign_tokens,
-            "prefill_s": round(self.forecast.backlog_s, 3),
+            "prefill_s": round(self.forecast.left_s(now), 3),
             "speed": round(self.forecast.speed, 2),
             "report_age_s": age,
             "stale": age is None or age >= stale_s,

@@ -123,7 +123,8 @@ class Room:
         known = self.classes.get(ask.qos_class)
         load = self.loads[address]
         patient = not self.urgent(ask)
-        steps = load.take(ask, now, tpot_s=known.objectives.tpot_s if known else None, patient=patient)
+        tpot_s, priority = (known.objectives.tpot_s, known.priority) if known else (None, 0)
+        steps = load.take(ask, now, tpot_s=tpot_s, priority=priority, patient=patient)
         self.running[ask.id] = _Running(ask, address, now, steps, patient)
         self._busy[ask.model, ask.qos_class] += 1
         return load
@@ -136,7 +137,7 @@ class Room:
         ask = running.ask
         self._busy[ask.model, ask.qos_class] -= 1
         load = self.loads[running.address]
-        load.give_back(ask, now, running.steps, patient=running.patient)
+        load.give_back(ask, now, running.steps, patient=running.patient, served=whole)
         if load.gone and not load.requests:
             del self.loads[running.address]
         if whole and (seen := self._seen.get((ask.model, ask.qos_class))):
@@ -169,7 +170,7 @@ class Room:
 
         Nothing that `choose` would not find out too; but mostly it is so, and this is cheap.
         """
-        if self.urgent(ask) or not self.policy.pack.late or not self._urgent_lately(ask.model, now):
+        if not self.policy.pack.late or not self.gated(ask, now):
             return False
         mine = [load for load in self.loads.values() if load.model == ask.model]
         for load in mine:
@@ -184,14 +185,29 @@ class Room:
         turns = [(f.clear_at, ahead_s if f.backlog_s > ahead_s else 0.0) for f in busy if f.backlog_s]
         return min((clear_at - early_s for clear_at, early_s in turns), default=None)
 
-    def _urgent_lately(self, model: ModelKey, now: float) -> list[_Seen]:
-        """What the urgent classes of a model did that were there lately."""
+    def gated(self, ask: Ask, now: float) -> bool:
+        """Whether a request is not urgent, and keeps out of the way of urgent ones of higher classes."""
+        return not self.urgent(ask) and bool(self._urgent_lately(ask.model, now, above=self._priority(ask)))
+
+    def behind(self, ask: Ask, turn: Turn) -> bool:
+        """Whether a request may go anywhere but to the front."""
+        need = self.need(ask, turn)
+        places = (e for e in self.ready(ask.model) if e.address not in turn.front)
+        return any(e.lent if need.only_lent else not (need.not_lent and e.lent) for e in places)
+
+    def _priority(self, ask: Ask) -> float:
+        known = self.classes.get(ask.qos_class)
+        return known.priority if known else -math.inf
+
+    def _urgent_lately(self, model: ModelKey, now: float, above: float = -math.inf) -> list[_Seen]:
+        """What the urgent classes of a model did that were there lately, of those of a higher priority."""
         if not (self.policy.qos and self.policy.pack.front):
             return []
         return [
             seen
             for name, known in self.classes.items()
             if known.objectives.ttft_s is not None
+            and known.priority > above
             and (seen := self._seen.get((model, name)))
             and now - seen.last < _RECENT_S
             and seen.prefill.value(0.0) > 0
@@ -226,19 +242,18 @@ class Room:
             spill_s=math.inf if waits_s is None else self.policy.pack.spill * waits_s,
         )
 
-    def candidates(self, ask: Ask, turn: Turn, now: float) -> list[Candidate]:
-        """The endpoints of its model as a request sees them."""
+    def candidates(self, ask: Ask, turn: Turn, now: float, *, gated: bool) -> list[Candidate]:
+        """The endpoints of its model as a request sees them; `gated`: it keeps out of urgent ones' way."""
         loads = [load for load in self.loads.values() if load.model == ask.model]
         for load in loads:
             load.forecast.advance(now)
-        gated = bool(turn.front) and not self.urgent(ask)
         if gated and self.policy.pack.late:
             # Left out before anything dearer is reckoned: mostly it is all of them.
             most = {True: 0.0, False: self.policy.pack.ahead_s}
             loads = [x for x in loads if x.forecast.backlog_s <= most[x.address in turn.front]]
         keep = turn.keep.get(self.rank(ask), {})
-        kept = self._kept_clear(turn, loads) if gated and self.policy.pack.clear else frozenset()
-        return [self._candidate(load, ask, turn, keep, now, load.address in kept) for load in loads]
+        kept = self._kept_clear(ask, turn, loads) if gated and self.policy.pack.clear else frozenset()
+        return [self._candidate(load, ask, turn, keep, now, gated, load.address in kept) for load in loads]
 
     def _candidate(
         self,
@@ -247,11 +262,14 @@ class Room:
         turn: Turn,
         keep: Mapping[str, tuple[int, int]],
         now: float,
+        gated: bool,
         kept: bool,
     ) -> Candidate:
         policy, pack = self.policy, self.policy.pack
         keep_slots, keep_tokens = keep.get(load.address, (0, 0))
-        paced = bool(turn.front) and pack.pace
+        urgent = self.urgent(ask)
+        paced = pack.pace and (gated or (urgent and bool(turn.front)))
+        above = -math.inf if urgent else self._priority(ask)
         return Candidate(
             address=load.address,
             lane=load.lane,
@@ -260,8 +278,8 @@ class Room:
             used=load.requests + load.foreign,
             kv_tokens=load.kv_tokens,
             kv_used=load.tokens + load.foreign_tokens,
-            ttft_s=load.forecast.first_token_s(ask.prompt_tokens) if self.urgent(ask) else 0.0,
-            credit_s=load.forecast.credit_s(ask.prompt_tokens) if paced else math.inf,
+            ttft_s=load.forecast.first_token_s(ask.prompt_tokens) if urgent else 0.0,
+            credit_s=load.forecast.credit_s(ask.prompt_tokens, above) if paced else math.inf,
             margin_s=pack.margin_s,
             front=load.address in turn.front,
             kept_clear=kept,
@@ -272,11 +290,13 @@ class Room:
             lent=load.lent,
         )
 
-    def _kept_clear(self, turn: Turn, clear: list[Load]) -> frozenset[str]:
+    def _kept_clear(self, ask: Ask, turn: Turn, clear: list[Load]) -> frozenset[str]:
         """Those of the front that get no patient work now; `clear` are the endpoints without prefill."""
         pack = self.policy.pack
         mine = [e for e in clear if e.address in turn.front]
         few = sum(e.ready for e in mine) <= max(1, int(pack.clear_share * len(turn.front)))
+        # The one place that there is cannot be kept for ever.
+        few = few and (len(turn.front) > 1 or self.behind(ask, turn))
         return frozenset(e.address for e in mine if few or e.patient >= pack.front_patient)
 
     def headroom(self, model: ModelKey, now: float) -> pick.Headroom:

@@ -30,6 +30,7 @@ class Desk:
         self._numbers = itertools.count(1)
         self._futures: dict[int, asyncio.Future[Dispatch | Refused]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._pumping = False
 
     def number(self) -> int:
         """A number for a new request."""
@@ -62,11 +63,14 @@ class Desk:
     def report(self, address: str, report: EngineReport, own: tuple[int, int]) -> None:
         """Take an engine's report; `own` is what `flow.held` said before it was asked."""
         self.flow.report(address, report, *own)
-        self.pump()
+        # Reports of a fleet come in crowds, and few of them make room: one look for all of them.
+        if not self._pumping:
+            self._pumping = True
+            asyncio.get_running_loop().call_later(_LEAST_S, self.pump)
 
     def pump(self) -> None:
         """Tell everybody whose turn it is, and everybody whose time is over."""
-        now = self.clock()
+        now, self._pumping = self.clock(), False
         for ask, refused in self.flow.expire(now):
             self._settle(ask, refused)
         for dispatch in self.flow.dispatch(now):

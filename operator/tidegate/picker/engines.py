@@ -47,7 +47,7 @@ def read_report(text: str, now: float) -> EngineReport | None:
             waiting=int(sum(_values(by_name, _WAITING))),
             kv_usage=sum(usages) / len(usages) if usages else None,
             kv_tokens=sum(_kv_tokens(s) for s in by_name.get(_KV_CONFIG, ())) or None,
-            generated_tokens=int(sum(_values(by_name, _GENERATED))) if _GENERATED in by_name else None,
+            generated_tokens=int(sum(made)) if (made := _values(by_name, _GENERATED)) else None,
         )
     if _PENDING in by_name:
         return EngineReport(now, running=0, waiting=int(sum(_values(by_name, _PENDING))))
@@ -92,6 +92,9 @@ class Engines:
         """One task for each ready endpoint."""
         world = self._desk.world
         ready = {e.address for e in world.endpoints if e.ready}
+        # A task ends only by what nobody thought of; the next one begins afresh.
+        for address in [a for a, task in tasks.items() if task.done()]:
+            log.error("scraping %s ended", address, exc_info=tasks.pop(address).exception())
         for address in ready - tasks.keys():
             tasks[address] = asyncio.create_task(self._keep(session, address))
         for address in tasks.keys() - ready:
@@ -113,7 +116,7 @@ class Engines:
                 text = (await response.content.read(_MAX_BYTES)).decode()
             report = read_report(text, asked)
             problem = "" if report else "neither vLLM's nor Triton's metrics"
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, ArithmeticError) as error:
             report, problem = None, str(error) or type(error).__name__
         self._desk.metrics.reports.labels("ok" if report else "failed").inc()
         if report is not None:
