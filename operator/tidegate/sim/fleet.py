@@ -357,7 +357,14 @@ class Fleet:
             s.replica.model: Model(s.replica.model, names, startable=True) for s in self._sites.values()
         }
         endpoints = [
-            Endpoint(s.replica.address, s.replica.model, s.replica.lane, s.config.max_num_seqs) for s in sites
+            Endpoint(
+                s.replica.address,
+                s.replica.model,
+                s.replica.lane,
+                slots=s.config.max_num_seqs,
+                chunk=s.config.max_num_batched_tokens,
+            )
+            for s in sites
         ]
         self.router.set_world(self.setting.classes, models, endpoints, self.now)
 
