@@ -128,10 +128,6 @@ class _Site:
 Event = tuple[float, int, Callable[[], None]]
 
 
-def _nothing() -> None:
-    """The queue is looked at after every event: a timer needs to do no more."""
-
-
 class Fleet:
     """Runs one arm on a setting with a seed."""
 
@@ -140,6 +136,8 @@ class Fleet:
         self.now = 0.0
         self.router = arm.router()
         self._turn_s = 0.0
+        # Whether the router has heard of something since it was last asked; of steps it hears nothing.
+        self._told = False
         self._events: list[Event] = []
         self._count = itertools.count()
         self._numbers = itertools.count(1)
@@ -180,7 +178,8 @@ class Fleet:
         while self._events and self._events[0][0] <= setting.seconds:
             self.now, _, what = heapq.heappop(self._events)
             what()
-            self._pump()
+            if self._told:
+                self._pump()
         self.now = setting.seconds
         self._note_progress("end")
         counters = [site.engine.counters for site in self._sites.values()]
@@ -241,6 +240,7 @@ class Fleet:
             streamed=stream.streamed,
         )
         refused = self.router.admit(ask, self.now)
+        self._look()
         if refused is not None:
             self._refuse(record)
 
@@ -258,8 +258,13 @@ class Fleet:
             wait_s = TICK_S if record.state is State.REFUSED else 0.0
             self._at(self.now + wait_s, lambda: self._come(stream, next(arrivals)))
 
+    def _look(self) -> None:
+        """Have the router asked, after this event."""
+        self._told = True
+
     def _pump(self) -> None:
-        """What the picker does after everything that happens (picker/desk.py)."""
+        """What the picker does after everything that it is told (picker/desk.py)."""
+        self._told = False
         for ask, _ in self.router.expire(self.now):
             self._refuse(self._records[ask.id])
         for sent in self.router.dispatch(self.now):
@@ -271,7 +276,7 @@ class Fleet:
         turn_s = self.router.next_turn()
         if turn_s is not None and not self.now < self._turn_s <= turn_s:
             self._turn_s = max(turn_s, self.now + LEAST_S)
-            self._at(self._turn_s, _nothing)
+            self._at(self._turn_s, self._look)
 
     def _launch(self, site: _Site) -> None:
         epoch = site.epoch
@@ -294,6 +299,7 @@ class Fleet:
             record.finish_s, record.state = self.now, State.ANSWERED
             del self._records[record.number]
             self.router.finish(record.number, self.now)
+            self._look()
             self._again(record)
 
     def _scrape(self, address: str) -> None:
@@ -310,11 +316,17 @@ class Fleet:
             kv_tokens=site.config.kv_tokens,
             generated_tokens=site.first_tokens + engine.counters.decode_tokens,
         )
-        self._at(asked_s + self.setting.scrape_age_s, lambda: self.router.report(address, report, *before))
+
+        def hear() -> None:
+            self.router.report(address, report, *before)
+            self._look()
+
+        self._at(asked_s + self.setting.scrape_age_s, hear)
 
     def _tick(self, progress: Callable[[float], None] | None) -> None:
         if progress is not None:
             progress(self.now)
+        self._look()
         self._at(self.now + TICK_S, partial(self._tick, progress))
 
     def _fault(self, fault: Fault, *, begins: bool) -> None:
@@ -367,6 +379,7 @@ class Fleet:
             for s in sites
         ]
         self.router.set_world(self.setting.classes, models, endpoints, self.now)
+        self._look()
 
     def _mark(self) -> None:
         self._note_progress("start")
