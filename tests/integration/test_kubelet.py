@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from support.processes import process_of
 from support.wait import PATIENCE_S, eventually
 from tidegate.adapters.kube import ApiError, Kube, kinds
 from tidegate.local.cluster import NODES, LocalCluster
@@ -439,6 +440,13 @@ async def test_the_emulated_engine_starts_and_restarts(kube: Kube, namespace: st
     pod = await until(kube, namespace, "engine", ready)
     async with httpx.AsyncClient(base_url=f"http://{pod['status']['podIP']}:8000") as client:
         assert (await client.get("/v1/models")).json()["data"][0]["id"] == "m"
+        # What the kernel sends to who writes to a client that has gone; Python takes it as an error.
+        os.kill(process_of(pod), signal.SIGPIPE)
+        await asyncio.sleep(0.2)
+        assert (await client.get("/health")).status_code == 200
+    assert (await kube.get(kinds.POD, "engine", namespace))["status"]["containerStatuses"][0][
+        "restartCount"
+    ] == 0
     await kube.delete(kinds.POD, "engine", namespace)
     await gone(kube, namespace, "engine", within_s=8)
 

@@ -145,6 +145,8 @@ def _child(
         argv: list[str] = request["argv"]
         if function is None:
             _execute(argv, request["env"], failed)
+        # As in any Python: a client that has gone is an error of one write, not the end of the engine.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         os.environ.clear()
         os.environ.update(request["env"])
         sys.argv = [request["entry"], *argv]
