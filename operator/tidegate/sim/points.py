@@ -104,6 +104,7 @@ def _append(path: Path, point: Point, raw: Raw) -> None:
     }
     row: dict[str, Any] = {"point": asdict(point), "version": version(point.arm), "raw": values}
     cut_off = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(("\n" if cut_off else "") + json.dumps(row, sort_keys=True) + "\n")
 
