@@ -154,7 +154,8 @@ def plot(figures: list[Figures], path: Path) -> None:
                 by_arm.setdefault(each.point.arm, []).append(each)
         for arm, runs in sorted(by_arm.items()):
             x, y = median(f.ttft_ratio for f in runs), median(f.h for f in runs)
-            if x > 4:
+            # Ablations crowd around ours, and are in the table.
+            if x > 4 or arm in ABLATIONS:
                 continue
             kept = median(f.raw.attainment for f in runs) >= ATTAINMENT
             colour = "#0072B2" if arm == "ours" else "#D55E00" if arm.startswith("packing") else "#999999"
