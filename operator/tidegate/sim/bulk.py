@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import Final
 
-from tidegate.sim.types import Counters, EngineConfig, Policy, Request, TokenEvent
+from tidegate.sim.types import EngineConfig, Policy, Request, TokenEvent
+from tidegate.sim.waitroom import Key, Waitroom
 
 _KEY = attrgetter("key")
 
@@ -32,7 +33,7 @@ class Job:
 
     __slots__ = ("computed", "id", "key", "known", "last_step", "output", "prompt", "since", "state")
 
-    def __init__(self, request: Request, key: tuple[int, float, int]) -> None:
+    def __init__(self, request: Request, key: Key) -> None:
         self.id = request.id
         self.prompt = request.prompt_tokens
         self.output = request.output_tokens
@@ -43,6 +44,11 @@ class Job:
         self.since = 0
         self.last_step = 0
         self.state = _WAITING
+
+    @property
+    def done(self) -> bool:
+        """Whether it has left."""
+        return self.state == _DONE
 
 
 class BulkPlan:
@@ -70,62 +76,20 @@ class BulkPlan:
         self.preempted: list[str] = []
 
 
-class Bulk:
+class Bulk(Waitroom[Job]):
     """One engine's requests, KV blocks and schedule; see `Engine` for what each method does."""
 
     def __init__(self, config: EngineConfig) -> None:
         if config.max_num_batched_tokens <= config.max_num_seqs:
             raise ValueError("max_num_batched_tokens must exceed max_num_seqs: decodes must never wait")
-        self.config = config
-        self.counters = Counters()
-        self.running: list[Job] = []
-        self.free_blocks = config.usable_blocks
+        super().__init__(config)
         self._block = config.block_size
-        self._jobs: dict[str, Job] = {}
-        self._heap: list[tuple[tuple[int, float, int], Job]] = []
-        self._queued = 0
-        self._sequence = 0
         self._step = 0
         # Of those in _DECODE: how many, what they attend to, who needs a block when, who ends when.
         self._decodes = 0
         self._context = 0
         self._phases = [0] * config.block_size
         self._ends: defaultdict[int, list[Job]] = defaultdict(list)
-
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue, preempted ones included."""
-        return self._queued
-
-    @property
-    def unfinished(self) -> int:
-        """Requests that are running or waiting."""
-        return len(self._jobs)
-
-    @property
-    def kv_usage(self) -> float:
-        """Share of the KV blocks in use, 0 to 1."""
-        return 1.0 - self.free_blocks / self.config.usable_blocks
-
-    def add(self, request: Request, now: float) -> None:
-        """Queue a request. Raises ValueError as `Engine.add` does."""
-        if request.id in self._jobs:
-            raise ValueError(f"request {request.id} is already known")
-        self.config.check(request)
-        rank = request.priority if self.config.policy is Policy.PRIORITY else 0
-        job = Job(request, (rank, now, self._sequence))
-        self._sequence += 1
-        self._jobs[request.id] = job
-        self._enqueue(job)
-
-    def abort(self, request_id: str) -> bool:
-        """Drop a request and free what it holds; False when it is not known (any more)."""
-        job = self._jobs.pop(request_id, None)
-        if job is None:
-            return False
-        self._leave(job)
-        self.counters.aborted += 1
-        return True
 
     def schedule(self) -> BulkPlan:
         """Plan the next step and count it as launched."""
@@ -157,14 +121,14 @@ class Bulk:
             if job.state != _DONE:
                 if job.output > 1:
                     events.append(TokenEvent(job.id, job.output - 1, True))
-                del self._jobs[job.id]
+                del self._known[job.id]
                 self._leave(job)
                 self.counters.finished += 1
         return events
 
     def progress(self) -> Iterator[tuple[str, int]]:
         """For every request the tokens that are computed, launched steps included."""
-        for job in self._jobs.values():
+        for job in self._known.values():
             yield job.id, job.computed + (self._step - job.since if job.state == _DECODE else 0)
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────
@@ -252,18 +216,12 @@ class Bulk:
             self._launch(plan, job, tokens)
             budget -= tokens
 
-    def _head(self) -> Job | None:
-        while self._heap:
-            job = self._heap[0][1]
-            if job.state != _DONE:
-                return job
-            heapq.heappop(self._heap)
-        return None
+    def _made(self, request: Request, key: Key) -> Job:
+        return Job(request, key)
 
     def _enqueue(self, job: Job) -> None:
         job.state = _WAITING
-        self._queued += 1
-        heapq.heappush(self._heap, (job.key, job))
+        super()._enqueue(job)
 
     def _leave(self, job: Job) -> None:
         if job.state == _WAITING:

@@ -9,63 +9,14 @@ decoding, LoRA, and the one step that vLLM wastes when a request ends before its
 import heapq
 from operator import attrgetter
 
-from tidegate.sim.types import Counters, EngineConfig, Policy, Request, StepPlan, TokenEvent, Tracked, Work
+from tidegate.sim.types import Policy, Request, StepPlan, TokenEvent, Tracked, Work
+from tidegate.sim.waitroom import Key, Waitroom
 
 _KEY = attrgetter("key")
 
 
-class Engine:
+class Engine(Waitroom[Tracked]):
     """One engine's requests, KV blocks and schedule."""
-
-    def __init__(self, config: EngineConfig) -> None:
-        self.config = config
-        self.counters = Counters()
-        self.running: list[Tracked] = []
-        self.free_blocks = config.usable_blocks
-        self._requests: dict[str, Tracked] = {}
-        # Requests that left the queue otherwise than by admission stay in the heap, marked done.
-        self._waiting: list[tuple[tuple[int, float, int], Tracked]] = []
-        self._queued = 0
-        self._seq = 0
-
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue, preempted ones included."""
-        return self._queued
-
-    @property
-    def unfinished(self) -> int:
-        """Requests that are running or waiting."""
-        return len(self._requests)
-
-    @property
-    def kv_usage(self) -> float:
-        """Share of the KV blocks in use, 0 to 1."""
-        return 1.0 - self.free_blocks / self.config.usable_blocks
-
-    def add(self, request: Request, now: float) -> None:
-        """Queue a request that arrives at `now`, seconds.
-
-        Raises:
-            ValueError: its id is taken, it asks for nothing, or it could never fit the KV cache.
-        """
-        if request.id in self._requests:
-            raise ValueError(f"request {request.id} is already known")
-        self.config.check(request)
-        rank = request.priority if self.config.policy is Policy.PRIORITY else 0
-        tracked = Tracked(request, (rank, now, self._seq))
-        self._seq += 1
-        self._requests[request.id] = tracked
-        self._enqueue(tracked)
-
-    def abort(self, request_id: str) -> bool:
-        """Drop a request and free what it holds at once; False when it is not known (any more)."""
-        tracked = self._requests.pop(request_id, None)
-        if tracked is None:
-            return False
-        self._leave(tracked)
-        self.counters.aborted += 1
-        return True
 
     def schedule(self) -> StepPlan:
         """Plan the next step and count it as launched.
@@ -95,7 +46,7 @@ class Engine:
             finished = index + 1 == tracked.output
             events.append(TokenEvent(tracked.id, index, finished))
             if finished:
-                del self._requests[tracked.id]
+                del self._known[tracked.id]
                 self._leave(tracked)
                 self.counters.finished += 1
         return events
@@ -181,7 +132,7 @@ class Engine:
             must_fit = total if config.scheduler_reserve_full_isl else tokens
             if -(-must_fit // config.block_size) > self.free_blocks:
                 return
-            heapq.heappop(self._waiting)
+            heapq.heappop(self._heap)
             tracked.queued = False
             self._queued -= 1
             tracked.blocks = -(-tokens // config.block_size)
@@ -207,22 +158,14 @@ class Engine:
             tracked.in_flight += 1
         plan.work.append(Work(tracked, tokens, samples))
 
-    def _head(self) -> Tracked | None:
-        """The first waiting request; None when there is none."""
-        while self._waiting:
-            tracked = self._waiting[0][1]
-            if not tracked.done:
-                return tracked
-            heapq.heappop(self._waiting)
-        return None
+    def _made(self, request: Request, key: Key) -> Tracked:
+        return Tracked(request, key)
 
     def _enqueue(self, tracked: Tracked) -> None:
         tracked.queued = True
-        self._queued += 1
-        heapq.heappush(self._waiting, (tracked.key, tracked))
+        super()._enqueue(tracked)
 
     def _leave(self, tracked: Tracked) -> None:
-        """Free a request's slot and KV blocks, whether it runs or waits."""
         tracked.done = True
         self.free_blocks += tracked.blocks
         tracked.blocks = 0
