@@ -99,30 +99,15 @@ def rows(figures: list[Figures], loads: tuple[float, ...], *, claims: bool) -> l
         packing = best_packing(by_arm)
         target = None if packing is None else packing + (1 - packing) / 3
         for arm, runs in sorted(by_arm.items()):
-            mine = arm == "ours"
-            result += [
-                row(
-                    f"load {load:g}, {arm}: H",
-                    [f.h for f in runs],
-                    "",
-                    at_least=target if mine else None,
-                    claims=claims,
-                ),
-                row(
-                    f"load {load:g}, {arm}: p99 TTFT by alone",
-                    [f.ttft_ratio for f in runs],
-                    "×",
-                    at_most=RATIO if mine else None,
-                    claims=claims,
-                ),
-                row(
-                    f"load {load:g}, {arm}: attainment",
-                    [f.raw.attainment for f in runs],
-                    "",
-                    at_least=ATTAINMENT if mine else None,
-                    claims=claims,
-                ),
-            ]
+            bounds = ({"at_least": target}, {"at_most": RATIO}, {"at_least": ATTAINMENT})
+            figures_of = (
+                ("H", [f.h for f in runs], ""),
+                ("p99 TTFT by alone", [f.ttft_ratio for f in runs], "×"),
+                ("attainment", [f.raw.attainment for f in runs], ""),
+            )
+            for (what, samples, unit), bound in zip(figures_of, bounds, strict=True):
+                held = bound if arm == "ours" else {}
+                result.append(row(f"load {load:g}, {arm}: {what}", samples, unit, claims=claims, **held))
     return result
 
 

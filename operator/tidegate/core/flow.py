@@ -181,6 +181,8 @@ class Flow:
 
     def next_turn(self) -> float | None:
         """When a request that waits may find room though nothing else happens: a prefill is done."""
+        if not self.policy.qos:
+            return None  # nobody waits for prefill there
         waiting = {key[0] for key, line in self._lines.items() if line}
         return self._room.next_turn(waiting)
 

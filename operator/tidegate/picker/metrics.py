@@ -98,7 +98,7 @@ class _Gauges(Collector):
                 waiting[*model.key, name] = tokens[*model.key, name] = running[*model.key, name, name] = 0
         for ask in self._flow.waiting():
             waiting[*ask.model, ask.qos_class] += 1
-            tokens[*ask.model, ask.qos_class] += ask.prompt_tokens + ask.output_tokens
+            tokens[*ask.model, ask.qos_class] += ask.tokens
         for ask, lane in self._flow.in_flight():
             running[*ask.model, ask.qos_class, lane] += 1
         yield _gauge("tidegate_queue_requests", "Requests in the central queue.", _LABELS, waiting)

@@ -4,16 +4,15 @@ Poisson arrivals, lengths of the Azure code trace shuffled, one of three deadlin
 chance. Deterministic by seed. Everything that arrives is served to its end and judged.
 """
 
-import csv
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 from tidegate.sim.arms import Arm
 from tidegate.sim.promise import Promise
 from tidegate.sim.serve import Promised, serve
 from tidegate.sim.types import Request
+from tidegate.sim.workload import code_lengths as trace_lengths
 
 PROMPT_SCALE = 1.22
 """QoServe's prompts were a week of the trace; × 1.22 the hour has their median and 90th percentile."""
@@ -58,9 +57,7 @@ class Missed:
 
 def code_lengths(scale: float = PROMPT_SCALE) -> Lengths:
     """Lengths of the Azure code trace, prompts times `scale`."""
-    text = files("tidegate.sim").joinpath("data/azure_code_lengths.csv").read_text()
-    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
-    return [(max(1, round(scale * int(r["prompt_tokens"]))), int(r["output_tokens"])) for r in rows]
+    return [(max(1, round(scale * prompt)), output) for prompt, output in trace_lengths()]
 
 
 def constant(per_second: float, requests: int) -> list[Phase]:

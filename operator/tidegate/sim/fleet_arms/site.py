@@ -69,8 +69,7 @@ class Site:
 
     def fits(self, ask: Ask, share: float = 1.0) -> bool:
         """Whether the request's KV tokens fit beside ours, in this share of the cache."""
-        wanted = ask.prompt_tokens + ask.output_tokens
-        return self.kv_tokens is None or self.tokens + wanted <= share * self.kv_tokens
+        return self.kv_tokens is None or self.tokens + ask.tokens <= share * self.kv_tokens
 
     @property
     def waiting(self) -> int:
@@ -137,13 +136,13 @@ class Site:
         self._work_s[rank] = self._work_s.get(rank, 0.0) + self._last_s[rank]
         self.requests += 1
         self.batch += batch
-        self.tokens += ask.prompt_tokens + ask.output_tokens
+        self.tokens += ask.tokens
 
     def give_back(self, ask: Ask, *, batch: bool) -> None:
         """A request that was sent here is over."""
         self.requests -= 1
         self.batch -= batch
-        self.tokens -= ask.prompt_tokens + ask.output_tokens
+        self.tokens -= ask.tokens
 
     def hear(self, report: EngineReport, before: int, tokens_before: int) -> None:
         """Take the engine's word, and what of ours was in flight when it was asked."""
