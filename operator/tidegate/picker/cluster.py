@@ -22,10 +22,9 @@ Raw = dict[str, Any]
 
 
 class Cluster:
-    """Reflectors of classes, models and their pods. `synced` once the desk has its first facts."""
+    """Reflectors of classes, models and their pods."""
 
     def __init__(self, kube: Kube, desk: Desk) -> None:
-        self.synced = asyncio.Event()
         self._kube, self._desk = kube, desk
         self._dirty = asyncio.Event()
         self._classes = Reflector(kube, kinds.QOS_CLASS, on_change=self._changed)
@@ -53,7 +52,6 @@ class Cluster:
                 deployments = self._read(ModelDeployment, self._models)
                 self._follow_foreign(deployments)
                 self._rebuild(deployments)
-                self.synced.set()
                 await self._dirty.wait()
                 await asyncio.sleep(_GATHER_S)
         finally:

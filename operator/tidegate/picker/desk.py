@@ -25,6 +25,8 @@ class Desk:
     def __init__(self, flow: Flow, clock: Callable[[], float] = time.monotonic) -> None:
         self.flow = flow
         self.world = World()
+        self.informed = asyncio.Event()
+        """Set once there are facts."""
         self.metrics = Metrics(flow)
         self.clock = clock
         self._numbers = itertools.count(1)
@@ -58,6 +60,7 @@ class Desk:
         """Take new facts."""
         self.world = world
         self.flow.set_world(world.classes, world.flow_models, world.endpoints, self.clock())
+        self.informed.set()
         self.pump()
 
     def report(self, address: str, report: EngineReport, own: tuple[int, int]) -> None:

@@ -107,7 +107,7 @@ class Picker:
     @property
     def ready(self) -> bool:
         """Whether requests can be placed: the facts are here, and it is not stopping."""
-        return self.cluster.synced.is_set() and not self.stopping
+        return self.desk.informed.is_set() and not self.stopping
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -150,7 +150,7 @@ class Picker:
     async def _announce(self) -> None:
         """Turn health to serving once there are facts."""
         await self._set_health()
-        await self.cluster.synced.wait()
+        await self.desk.informed.wait()
         await self._set_health()
         log.info(
             "ready: %d models, %d endpoints", len(self.desk.world.models), len(self.desk.world.endpoints)

@@ -59,6 +59,8 @@ class Settings:
     max_body: int = DEFAULT_MAX_BODY
     max_receiving: int = 256 << 20
     """Bytes of bodies that may be on their way in at once."""
+    start_patience_s: float = 5.0
+    """How long a request is held while the first facts are still being listed."""
 
 
 @dataclass(slots=True)
@@ -102,6 +104,7 @@ class Service:
         try:
             if not await self._receive(request, read, write):
                 return
+            await self._facts()
             if exchange.way.wants is Wants.INFERENCE:
                 await self._infer(request, read, write)
             else:
@@ -127,6 +130,16 @@ class Service:
         if request.exchange.way.wants is Wants.INFERENCE:
             key: ModelKey = request.model.key if request.model else ("", "")
             self.desk.metrics.ended(key, request.qos_class, outcome.value)
+
+    async def _facts(self) -> None:
+        """Wait for the first facts: a picker that just started knows no model, which is no 404."""
+        if self.desk.informed.is_set():
+            return
+        try:
+            await asyncio.wait_for(self.desk.informed.wait(), self.settings.start_patience_s)
+        except TimeoutError as error:
+            message = "the picker has just started and does not know the models yet"
+            raise _RefusedError(503, "starting", message, retry_after="1") from error
 
     # ── the steps ───────────────────────────────────────────────────────────────────────────────
 
