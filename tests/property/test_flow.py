@@ -7,21 +7,32 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tidegate.core.flow import Ask, Ended, Endpoint, Flow, Model
+from tidegate.core.line import Line, Waiting
 from tidegate.core.load import EngineReport
 from tidegate.core.pick import Place, Traffic, headroom
-from tidegate.core.types import Objectives, QoSClass
+from tidegate.core.types import Objectives, QoSClass, TenantFrom, Tenants
 
 CLASSES = {
     "high": QoSClass("high", 100, objectives=Objectives(ttft_s=1.0), queue_max_wait_s=5.0),
     "mid": QoSClass("mid", 50, queue_max_wait_s=10.0),
     "low": QoSClass("low", 0, queue_max_requests=5, queue_max_wait_s=60.0),
 }
+BY_HEADER = Tenants(TenantFrom.HEADER, "x-team", {"a": 3})
+SHARED = {
+    "high": replace(CLASSES["high"], tenants=BY_HEADER),
+    "mid": replace(CLASSES["mid"], objectives=Objectives(completion_s=8.0)),
+    "low": replace(CLASSES["low"], tenants=BY_HEADER, minimum_share=0.3, queue_max_requests=20),
+}
+"""The same with tenants, deadlines and a minimum share."""
 KEYS = [("ns", "m"), ("ns", "n")]
 NAMES = st.sampled_from(sorted(CLASSES))
+TENANTS = st.sampled_from(["", "a", "b", "c"])
 
 
 class FlowMachine(RuleBasedStateMachine):
     """Requests of all kinds come and go while endpoints do too."""
+
+    classes = CLASSES
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,8 +45,8 @@ class FlowMachine(RuleBasedStateMachine):
         self._world()
 
     def _world(self) -> None:
-        models = {key: Model(key, tuple(CLASSES), startable=True) for key in KEYS}
-        self.flow.set_world(CLASSES, models, self.endpoints.values(), self.now)
+        models = {key: Model(key, tuple(self.classes), startable=True) for key in KEYS}
+        self.flow.set_world(self.classes, models, self.endpoints.values(), self.now)
 
     @rule(
         number=st.integers(0, 3),
@@ -64,12 +75,25 @@ class FlowMachine(RuleBasedStateMachine):
             self._world()
             self._dispatch()
 
-    @rule(qos=NAMES, model=st.sampled_from(KEYS), tokens=st.integers(1, 30_000), streamed=st.booleans())
-    def request_comes(self, qos: str, model: tuple[str, str], tokens: int, streamed: bool) -> None:
+    @rule(
+        qos=NAMES,
+        model=st.sampled_from(KEYS),
+        tokens=st.integers(1, 30_000),
+        streamed=st.booleans(),
+        tenant=TENANTS,
+    )
+    def request_comes(
+        self, qos: str, model: tuple[str, str], tokens: int, streamed: bool, tenant: str
+    ) -> None:
         self.next += 1
-        ask = Ask(self.next, model, qos, tokens, 10, size=tokens, streamed=streamed)
+        ask = Ask(self.next, model, qos, tokens, 10, size=tokens, streamed=streamed, tenant=tenant)
+        before = [a for a in self.waiting.values() if (a.model, a.qos_class) == (model, qos)]
         if self.flow.admit(ask, self.now) is None:
             self.waiting[ask.id] = ask
+        elif self.flow.models and any(e.model == model for e in self.endpoints.values()):
+            most = self.classes[qos].queue_max_requests
+            newcomer = all(a.tenant != tenant for a in before)
+            assert len(before) >= most or not newcomer, "a tenant with nothing there found no place"
         self._dispatch()
 
     @rule(pick=st.integers(0, 1000), whole=st.booleans())
@@ -107,18 +131,21 @@ class FlowMachine(RuleBasedStateMachine):
             safe = [e for e in self.endpoints.values() if e.model == ask.model and not (e.lent or e.draining)]
             if ask.streamed:
                 assert not (to.lent and safe), "a stream on GPUs that may be asked back"
-            # Who waits and could have gone there: what keeps off lent replicas is passed there only.
-            rivals = [
-                a
-                for a in self.waiting.values()
-                if a.model == ask.model and not (a.streamed and to.lent and safe)
-            ]
-            earlier = [a for a in rivals if a.qos_class == ask.qos_class]
-            assert all(a.id > ask.id for a in earlier), "overtaken inside its class"
-            above = [a for a in rivals if CLASSES[a.qos_class].priority > CLASSES[ask.qos_class].priority]
-            assert not above, "a lower class went while a higher one waited"
+            self._is_his_turn(ask, to, safe)
             self.running[ask.id] = one.address
         assert self.flow.dispatch(self.now) == []
+
+    def _is_his_turn(self, ask: Ask, to: Endpoint, safe: list[Endpoint]) -> None:
+        # Who waits and could have gone there: what keeps off lent replicas is passed there only.
+        rivals = [
+            a for a in self.waiting.values() if a.model == ask.model and not (a.streamed and to.lent and safe)
+        ]
+        earlier = [a for a in rivals if a.qos_class == ask.qos_class]
+        # With a deadline that passes one waits behind others.
+        if self.classes[ask.qos_class].objectives == Objectives():
+            assert all(a.id > ask.id for a in earlier), "overtaken inside its class"
+        above = [a for a in rivals if CLASSES[a.qos_class].priority > CLASSES[ask.qos_class].priority]
+        assert not above, "a lower class went while a higher one waited"
 
     @invariant()
     def counts_are_right_and_no_endpoint_is_overfull(self) -> None:
@@ -132,6 +159,86 @@ class FlowMachine(RuleBasedStateMachine):
 
 FlowMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestFlow = FlowMachine.TestCase
+
+
+class SharedMachine(FlowMachine):
+    """The same, shared by tenants, with deadlines and a minimum share: nothing is lost or served twice."""
+
+    classes = SHARED
+
+    def _is_his_turn(self, ask: Ask, to: Endpoint, safe: list[Endpoint]) -> None:
+        """Turns are other things' affair here; see test_flow_sharing.py."""
+
+    @invariant()
+    def nothing_that_waits_is_relegated_twice_nor_forgotten(self) -> None:
+        known = {*self.waiting, *self.running}
+        assert self.flow._room.relegated <= known
+        for line in self.flow._lines.values():
+            assert line.streamed == sum(one.ask.streamed for one in line)
+            assert sum(t.waiting for t in line.tenants.values()) == len(line)
+            held = [len(q) for t in line.tenants.values() for q in t.queues.values()]
+            assert sum(held) == len(line)
+            assert (line.head() is None) == (len(line) == 0)
+
+
+SharedMachine.TestCase.settings = FlowMachine.TestCase.settings
+TestShared = SharedMachine.TestCase
+
+
+CAME = st.tuples(
+    st.sampled_from(["a", "b", "c", "d"]), st.integers(1, 500), st.integers(1, 500), st.integers(1, 9)
+)
+
+
+@given(came=st.lists(CAME, min_size=1, max_size=60), leave=st.lists(st.integers(0, 99), max_size=60))
+def test_who_was_served_least_goes_and_of_it_what_is_due_first(
+    came: list[tuple[str, int, int, int]], leave: list[int]
+) -> None:
+    """The line beside a plain list that is searched whole."""
+    line, there = Line(), []
+    numbers, leaving = iter(range(1000)), iter(leave)
+    for tenant, prompt, output, due in came:
+        there.append(line.add(Ask(next(numbers), KEYS[0], "low", prompt, output), 0.0, tenant, 1, float(due)))
+        gone = next(leaving, 0)
+        if gone % 3 == 0:
+            head = line.head()
+            assert head is not None
+            waits = {one.tenant for one in there}
+            assert line.tenants[head.tenant].served == min(line.tenants[t].served for t in waits)
+            assert head is min(_of(there, head.tenant), key=lambda one: (one.due, one.number))
+            there.remove(line.pop(head.ask.id))
+            line.charge(head.tenant, prompt + output)
+        elif gone % 3 == 1 and there:
+            there.remove(line.pop(there[gone % len(there)].ask.id))
+    assert list(line) == there
+    assert line.least() <= min((t.served for t in line.tenants.values() if t.waiting), default=line.least())
+
+
+def _of(there: list[Waiting], tenant: str) -> list[Waiting]:
+    return [one for one in there if one.tenant == tenant]
+
+
+@given(
+    rates=st.lists(st.integers(1, 20), min_size=2, max_size=5),
+    sizes=st.lists(st.integers(1, 400), min_size=5, max_size=5),
+)
+def test_tenants_with_something_waiting_stay_within_a_request_of_each_other(
+    rates: list[int], sizes: list[int]
+) -> None:
+    """VTC's bound: between two that wait all the while the difference is at most a request's tokens."""
+    line, numbers = Line(), iter(range(10_000))
+    for index, rate in enumerate(rates):
+        for _ in range(40 * rate):
+            line.add(Ask(next(numbers), KEYS[0], "low", sizes[index], 0), 0.0, f"t{index}")
+    had = dict.fromkeys(range(len(rates)), 0)
+    for _ in range(40):
+        head = line.head()
+        assert head is not None
+        line.pop(head.ask.id)
+        line.charge(head.tenant, head.ask.prompt_tokens)
+        had[int(head.tenant[1:])] += head.ask.prompt_tokens
+    if all(line.tenants[f"t{index}"].waiting for index in range(len(rates))):
+        assert max(had.values()) - min(had.values()) <= max(sizes)
 
 
 PLACES = st.lists(

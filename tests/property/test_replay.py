@@ -14,7 +14,7 @@ from tidegate.adapters.decisions import Call, decode, decode_header, encode, enc
 from tidegate.core.flow import Ask, Endpoint, Model, Policy
 from tidegate.core.load import EngineReport
 from tidegate.core.steptime import LLAMA2_70B_H100_TP8, LLAMA3_8B_A100, StepFit
-from tidegate.core.types import Objectives, QoSClass
+from tidegate.core.types import Objectives, QoSClass, TenantFrom, Tenants
 from tidegate.picker.decisionlog import DecisionLog, RecordedFlow
 from tidegate.sim.replay import replay
 
@@ -76,10 +76,11 @@ def test_the_policy_is_read_back_as_it_was(policy: Policy) -> None:
 
 # ── a queue's life ──────────────────────────────────────────────────────────────────────────────
 
+SHARED = Tenants(TenantFrom.USER, weights={"a": 2})
 CLASSES = {
-    "high": QoSClass("high", 100, objectives=Objectives(ttft_s=1.0), queue_max_wait_s=5.0),
-    "mid": QoSClass("mid", 50, queue_max_wait_s=10.0),
-    "low": QoSClass("low", 0, queue_max_requests=3, queue_max_wait_s=60.0),
+    "high": QoSClass("high", 100, objectives=Objectives(ttft_s=1.0), queue_max_wait_s=5.0, tenants=SHARED),
+    "mid": QoSClass("mid", 50, objectives=Objectives(completion_s=6.0), queue_max_wait_s=10.0),
+    "low": QoSClass("low", 0, queue_max_requests=3, queue_max_wait_s=60.0, tenants=SHARED, minimum_share=0.3),
 }
 KEYS = (("ns", "m"), ("ns", "n"))
 NAMES = st.sampled_from([*CLASSES, "gone"])
@@ -108,7 +109,17 @@ EVENT = st.one_of(
         st.none() | st.floats(0, 1),
         st.none() | st.integers(1, 40_000),
     ),
-    *[st.tuples(st.just("arrive"), NAMES, st.sampled_from(KEYS), st.integers(1, 9000), st.booleans())] * 4,
+    *[
+        st.tuples(
+            st.just("arrive"),
+            NAMES,
+            st.sampled_from(KEYS),
+            st.integers(1, 9000),
+            st.booleans(),
+            st.sampled_from(["", "a", "b"]),
+        )
+    ]
+    * 4,
     *[st.tuples(st.just("end"), st.integers(0, 999), st.booleans())] * 3,
     *[st.tuples(st.just("tick"), st.floats(0, 4))] * 2,
 )
@@ -131,9 +142,9 @@ class Driver:
         report = EngineReport(self.now, running, 0, usage, tokens)
         self.flow.report(address, report, *self.flow.held(address))
 
-    def arrive(self, qos_class: str, key: tuple[str, str], tokens: int, streamed: bool) -> None:
+    def arrive(self, qos_class: str, key: tuple[str, str], tokens: int, streamed: bool, tenant: str) -> None:
         self.number += 1
-        ask = Ask(self.number, key, qos_class, tokens, 16, size=tokens, streamed=streamed)
+        ask = Ask(self.number, key, qos_class, tokens, 16, size=tokens, streamed=streamed, tenant=tenant)
         self.flow.admit(ask, self.now)
         self.answers += 1
         self.pump()

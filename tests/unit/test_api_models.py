@@ -265,10 +265,17 @@ def test_replicas_line_is_what_kubectl_get_shows():
 UNENFORCED = {
     "nothing": (QoSClass, qos(), []),
     "default written out": (QoSClass, qos(minimumSharePercent=0, tenant={"from": "None"}), []),
-    "share and tenant": (
+    "share and tenant are": (QoSClass, qos(minimumSharePercent=5, tenant={"from": "Namespace"}), []),
+    "objectives": (
         QoSClass,
-        qos(minimumSharePercent=5, tenant={"from": "Namespace"}),
-        ["spec.minimumSharePercent", "spec.tenant.from"],
+        qos(
+            objectives={
+                "timeToFirstToken": "1s",
+                "perThousandPromptTokens": "0.1s",
+                "timePerOutputToken": "1s",
+            }
+        ),
+        ["spec.objectives.timePerOutputToken"],
     ),
     "below an optional object": (ModelDeployment, mdep(exposure={}), ["spec.exposure"]),
     "in a list": (

@@ -7,7 +7,7 @@ import pytest
 from tidegate.api import gpupool, modeldeployment, qosclass
 from tidegate.core import reasons
 from tidegate.core.plan.types import LaneKey
-from tidegate.core.types import Objectives, Reclaim
+from tidegate.core.types import Objectives, Reclaim, TenantFrom, Tenants
 from tidegate.facts import classes, lanes, pods, pools
 from tidegate.facts.quantities import devices, seconds
 
@@ -185,6 +185,8 @@ def test_a_class():
             "objectives": {"timeToFirstToken": "1s", "perThousandPromptTokens": "100ms",
                            "attainmentPercent": 95},
             "queue": {"maxRequests": 5, "maxWait": "1500ms"},
+            "tenant": {"from": "Header", "header": "X-Team", "weights": {"red": 3}},
+            "minimumSharePercent": 5,
         },
     })  # fmt: skip
     got = classes.qos_class(obj)
@@ -196,6 +198,8 @@ def test_a_class():
     )
     assert got.objectives == Objectives(1.0, 0.1, None, None, 0.95, timedelta(days=30).total_seconds())
     assert (got.queue_max_requests, got.queue_max_wait_s) == (5, 1.5)
+    assert got.tenants == Tenants(TenantFrom.HEADER, "x-team", {"red": 3})
+    assert got.minimum_share == 0.05
 
 
 def deployment(**spec):

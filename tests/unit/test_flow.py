@@ -301,6 +301,10 @@ def test_the_snapshot_is_json() -> None:
             "streamed": 0,
             "oldest_s": 1.0,
             "drained_per_s": pytest.approx(0.065, abs=0.01),
+            "first_due_in_s": pytest.approx(-0.023, abs=0.01),
+            "relegated": 0,
+            "tenants": {},
+            "owed_gpu_s": None,
         }
     ]
     assert {e["address"] for e in state["endpoints"]} == {"a:1", "b:1"}

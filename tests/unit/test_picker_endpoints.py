@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tidegate.api.modeldeployment import ModelDeployment
-from tidegate.core.types import QoSClass
+from tidegate.core.types import Objectives, QoSClass
 from tidegate.facts.endpoints import World, world
 
 CLASSES = {name: QoSClass(name, rank) for rank, name in enumerate(("low", "mid", "high"))}
@@ -65,6 +65,17 @@ def test_a_ready_pod_is_an_endpoint() -> None:
     assert (endpoint.address, endpoint.model, endpoint.lane) == ("10.0.0.1:8000", ("ns", "m"), "low")
     assert (endpoint.slots, endpoint.chunk, endpoint.ready, endpoint.draining) == (16, 512, True, False)
     assert found.metrics_urls == {"10.0.0.1:8000": "http://10.0.0.1:8000/metrics"}
+
+
+def test_a_model_s_own_objectives_lie_over_its_classes() -> None:
+    own = {"perThousandPromptTokens": "100ms", "completion": "9s", "attainmentPercent": 90}
+    one = deployment(classes=[{"qosClass": "high", "objectives": own}, {"qosClass": "low"}])
+    base = Objectives(ttft_s=2.0, completion_s=60.0)
+    classes = {**CLASSES, "high": QoSClass("high", 2, objectives=base)}
+    [model] = world([one], [], classes, None).flow_models.values()
+    assert model.objectives == {
+        "high": Objectives(2.0, per_thousand_prompt_tokens_s=0.1, completion_s=9.0, attainment=0.9)
+    }
 
 
 PODS = [

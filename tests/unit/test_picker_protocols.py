@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from tidegate.core.load import EngineReport
-from tidegate.core.types import QoSClass
+from tidegate.core.types import QoSClass, TenantFrom, Tenants
 from tidegate.facts.endpoints import ServedModel
 from tidegate.picker import classify
 from tidegate.picker.engines import read_report
@@ -142,6 +142,34 @@ def test_scales_of_the_engines() -> None:
 def test_a_trusted_gateway_that_names_no_class_gets_the_least() -> None:
     assert classify.trusted(MODEL, None, CLASSES) == "low"
     assert classify.trusted(MODEL, "high", CLASSES) == "high"
+
+
+ROBOT = "system:serviceaccount:team-a:robot"
+WHO = {
+    "nobody asks": (TenantFrom.NONE, ROBOT, {"x-team": "red"}, ""),
+    "namespace of the calling ServiceAccount": (TenantFrom.NAMESPACE, ROBOT, {}, "team-a"),
+    "else of the model": (TenantFrom.NAMESPACE, "ann", {}, "ns"),
+    "user": (TenantFrom.USER, "ann", {"x-team": "red"}, "ann"),
+    "header": (TenantFrom.HEADER, ROBOT, {"x-team": " red "}, "red"),
+    "header before its aliases": (
+        TenantFrom.HEADER, "", {"x-gateway-inference-fairness-id": "blue", "x-team": "red"}, "red",
+    ),
+    "alias": (TenantFrom.HEADER, "", {"x-gateway-inference-fairness-id": "blue"}, "blue"),
+    "the other alias": (TenantFrom.HEADER, "", {"x-team": "", "x-llm-d-inference-fairness-id": "b"}, "b"),
+    "no header": (TenantFrom.HEADER, ROBOT, {}, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "user", "headers", "expected"), WHO.values(), ids=WHO)
+def test_who_the_tenant_is(source: TenantFrom, user: str, headers: dict[str, str], expected: str) -> None:
+    qos = QoSClass("c", 1, tenants=Tenants(source, "x-team"))
+    assert classify.tenant(qos, user, MODEL, headers) == expected
+
+
+def test_a_long_name_of_a_tenant_is_kept_by_its_digest() -> None:
+    qos = QoSClass("c", 1, tenants=Tenants(TenantFrom.HEADER, "x-team"))
+    names = {classify.tenant(qos, "", MODEL, {"x-team": "x" * 5000 + end}) for end in "ab"}
+    assert [len(name) for name in names] == [64, 64]
 
 
 def test_the_first_class_header_counts() -> None:

@@ -16,19 +16,14 @@ from tidegate.api.qosclass import QoSClass
 
 NOT_YET: Final[dict[type[KubeObject], tuple[str, ...]]] = {
     QoSClass: (
-        "spec.objectives.perThousandPromptTokens",
         "spec.objectives.timePerOutputToken",
         "spec.objectives.attainmentPercent",
         "spec.objectives.window",
-        "spec.minimumSharePercent",
-        "spec.tenant.from",
-        "spec.tenant.weights",
     ),
     GPUPool: ("spec.devices.deviceClassName",),
     ModelDeployment: (
         "spec.engine.qosScheduler",
         "spec.profileRef",
-        "spec.classes[].objectives.perThousandPromptTokens",
         "spec.classes[].objectives.timePerOutputToken",
         "spec.classes[].objectives.attainmentPercent",
         "spec.classes[].objectives.window",

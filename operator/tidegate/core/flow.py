@@ -1,8 +1,9 @@
 """One central, bounded queue per (model, class), and late binding to endpoints.
 
 A state machine without I/O or clock: tell it what happened and when, ask it what to do. Between
-classes of a model strict priority, inside a class arrival order, between models the oldest whose
-model has room. A request holds its room from dispatch until `finish`, whatever ends it.
+classes of a model strict priority, inside a class tenants by tokens and then deadlines (`core.line`),
+between models the oldest whose model has room. A request holds its room from dispatch until
+`finish`, whatever ends it.
 
 A streamed answer that has begun is lost when its replica goes, a whole one can be asked for again.
 So streamed requests keep off replicas on lent GPUs (unless their model has no others), and while
@@ -11,9 +12,12 @@ one waits for a safe replica, whole ones behind it may go to lent ones, and only
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
-from tidegate.core import pick
+from tidegate.core import pick, promises
+from tidegate.core.crowd import Crowd
+from tidegate.core.floors import PRESSING, Owed
 from tidegate.core.flowtypes import (
     Ask,
     Dispatch,
@@ -25,11 +29,11 @@ from tidegate.core.flowtypes import (
     Reason,
     Refused,
 )
-from tidegate.core.line import Line, Waiting
-from tidegate.core.load import EngineReport
+from tidegate.core.line import OUTPUT_WEIGHT, PROMPT_WEIGHT, Line, Waiting
+from tidegate.core.load import EngineReport, Mean
 from tidegate.core.pick import NoRoom
-from tidegate.core.room import Room, Turn
-from tidegate.core.types import QoSClass
+from tidegate.core.room import Room, Running, Turn
+from tidegate.core.types import Objectives, QoSClass, TenantFrom
 
 __all__ = [
     "Ask",
@@ -45,6 +49,7 @@ __all__ = [
 ]
 
 _FIFO_QUEUE: Final = ""
+_NOTHING: Final = Objectives()
 _RETRY_AFTER_MAX_S: Final = 600
 _STARVES_S: Final = 5.0
 """However it came about that none of a class is sent, after this long one is, where it has room."""
@@ -59,6 +64,9 @@ class Flow:
         self._room = Room(self.policy)
         self._lines: dict[tuple[ModelKey, str], Line] = {}
         self._where: dict[int, tuple[ModelKey, str]] = {}
+        self._paces: dict[tuple[ModelKey, str], Mean] = {}
+        self._owed: dict[tuple[ModelKey, str], Owed] = {}
+        self._crowds: dict[tuple[ModelKey, str], Crowd] = {}
 
     @property
     def models(self) -> Mapping[ModelKey, Model]:
@@ -79,6 +87,9 @@ class Flow:
         for key, line in list(self._lines.items()):
             if key[0] not in models and not line:
                 del self._lines[key]
+                self._paces.pop(key, None)
+                self._owed.pop(key, None)
+                self._crowds.pop(key, None)
 
     def report(self, address: str, report: EngineReport, own_before: int, own_tokens_before: int) -> None:
         """Take an engine's own counts; `own_…` are ours from just before it was asked."""
@@ -102,12 +113,18 @@ class Flow:
         model = self._room.models.get(ask.model)
         if not ready and not (model and model.startable):
             return self._refuse(503, Reason.NO_ENDPOINT, line, now, ask)
-        if len(line) >= most:
+        tenant, weight = self._tenant(ask)
+        if len(line) >= most or (tenant is not None and line.crowds(tenant, most)):
             return self._refuse(429, Reason.QUEUE_FULL, line, now, ask)
         if self.bytes + ask.size > self.policy.max_bytes:
             return self._refuse(429, Reason.MEMORY_FULL, line, now, ask)
-        self._room.came(ask, now)
-        line.add(ask, now)
+        one = line.add(ask, now, tenant or "", weight, self._send_by(ask, now))
+        if tenant is not None and self._room.urgent(ask) and self._beyond(key, ask, tenant, weight, now):
+            self._relegate(one)
+        else:
+            self._room.came(ask, now)
+        if self.policy.qos and self._minimum_share(key):
+            self._owed.setdefault(key, Owed())
         self._where[ask.id] = key
         self.bytes += ask.size
         return None
@@ -118,9 +135,10 @@ class Flow:
         Within a model nothing overtakes a blocked head of a higher class, unless on endpoints that
         are not for it.
         """
-        done: list[Dispatch] = []
-        heads = {m: h for m in {key[0] for key, line in self._lines.items() if line} if (h := self._head(m))}
         turns: dict[ModelKey, Turn] = {}
+        done, stopped = self._pay(turns, now)
+        models = {key[0] for key, line in self._lines.items() if line} - stopped
+        heads = {m: h for m in models if (h := self._head(m, now))}
         while heads:
             model = min(heads, key=lambda m: (self._room.rank(heads[m].ask), heads[m].since, heads[m].ask.id))
             waits, turn = heads[model], turns.get(model)
@@ -130,14 +148,17 @@ class Flow:
                 continue
             if turn is None:
                 turn = turns[model] = self._room.turn(model, now)
-            ask, chosen = self._choose(waits.ask, turn, now, gated=gated)
+            one, chosen = self._choose(waits, turn, now, gated=gated)
             following = None
             if not isinstance(chosen, NoRoom):
-                done.append(self._send(ask, chosen, now))
-                following = self._head(model, whole_only=turn.passing)
+                if self._too_late(one, chosen, now):
+                    self._relegate(one)
+                else:
+                    done.append(self._send(one, chosen, now))
+                following = self._head(model, now, whole_only=turn.passing)
             elif waits.ask.streamed and turn.apart:
                 turn.passing = True
-                following = self._head(model, whole_only=True)
+                following = self._head(model, now, whole_only=True)
             if following is None:
                 del heads[model]
             else:
@@ -149,12 +170,16 @@ class Flow:
 
         `whole` False keeps an aborted one out of the measured service times.
         """
-        if self._room.give_back(request, now, whole=whole):
+        running = self._room.running.get(request)
+        if running is not None:
+            self._learn(running, now, whole=whole)
+            self._room.give_back(request, now, whole=whole)
             return Ended.DISPATCHED
         key = self._where.pop(request, None)
         if key is None:
             return None
         self._drop(key, request)
+        self._room.relegated.discard(request)
         return Ended.QUEUED
 
     def expire(self, now: float) -> list[tuple[Ask, Refused]]:
@@ -163,21 +188,23 @@ class Flow:
         for key, line in list(self._lines.items()):
             model = self._room.models.get(key[0])
             hopeless = not (model and model.startable) and not any(True for _ in self._room.ready(key[0]))
-            while (head := line.head()) is not None:
-                late = now - head.since >= self._bounds(head.ask.qos_class)[1]
+            while (oldest := line.oldest()) is not None:
+                ask = oldest.ask
+                late = now - oldest.since >= self._bounds(ask.qos_class)[1]
                 if not (late or hopeless):
                     break
                 served = any(True for _ in self._room.ready(key[0]))
                 why = (429, Reason.WAITED_TOO_LONG) if served else (503, Reason.NO_ENDPOINT)
-                gone.append((head.ask, self._refuse(*why, line, now, head.ask)))
-                del self._where[head.ask.id]
-                self._drop(key, head.ask.id)
+                gone.append((ask, self._refuse(*why, line, now, ask)))
+                del self._where[ask.id]
+                self._drop(key, ask.id)
+                self._room.relegated.discard(ask.id)
         return gone
 
     def next_expiry(self) -> float | None:
         """When `expire` has something to do next, if nothing else happens."""
-        heads = (head for line in self._lines.values() if (head := line.head()))
-        return min((h.since + self._bounds(h.ask.qos_class)[1] for h in heads), default=None)
+        oldest = (first for line in self._lines.values() if (first := line.oldest()))
+        return min((o.since + self._bounds(o.ask.qos_class)[1] for o in oldest), default=None)
 
     def next_turn(self) -> float | None:
         """When a request that waits may find room though nothing else happens: a prefill is done."""
@@ -207,6 +234,11 @@ class Flow:
         for load in self._room.loads.values():
             yield load.address, load.model, load.drained, load.requests + load.foreign
 
+    def sharing(self) -> Iterator[tuple[ModelKey, str, int, int]]:
+        """Of every queue: model, class, tenants that wait, and how many were relegated ever."""
+        for (model, qos_class), line in self._lines.items():
+            yield model, qos_class, line.tenants_waiting, line.relegated
+
     def snapshot(self, now: float) -> dict[str, Any]:
         """Queues, endpoints, headroom and fronts as JSON values."""
         room = self._room
@@ -215,10 +247,8 @@ class Flow:
                 "namespace": key[0][0],
                 "model": key[0][1],
                 "qos_class": key[1] or "*",
-                "waiting": len(line),
-                "streamed": len(line.streamed),
-                "oldest_s": round(now - head.since, 3) if (head := line.head()) else 0.0,
-                "drained_per_s": round(line.drained.value(now), 3),
+                **line.describe(now),
+                "owed_gpu_s": round(owed.seconds(now), 3) if (owed := self._owed.get(key)) else None,
             }
             for key, line in sorted(self._lines.items())
         ]
@@ -249,49 +279,171 @@ class Flow:
         known = self._room.classes.get(qos_class)
         return (known.queue_max_requests, known.queue_max_wait_s) if known else (0, 0.0)
 
-    def _head(self, model: ModelKey, *, whole_only: bool = False) -> Waiting | None:
-        """The request of this model whose turn it is: the oldest of its highest class."""
+    def _tenant(self, ask: Ask) -> tuple[str | None, int]:
+        """Whose request it is, and that tenant's weight; None where its class is not shared by tenants."""
+        known = self._room.classes.get(ask.qos_class) if self.policy.qos else None
+        if known is None or known.tenants.source is TenantFrom.NONE:
+            return None, 1
+        return ask.tenant, known.tenants.weights.get(ask.tenant, 1)
+
+    def _beyond(self, key: tuple[ModelKey, str], ask: Ask, tenant: str, weight: int, now: float) -> bool:
+        """Whether its tenant asks for more than its part of replicas that cannot do all that is asked."""
+        prefill_s = promises.prefill_s(self.policy.fit, ask.prompt_tokens)
+        replicas = sum(1 for _ in self._room.ready(ask.model))
+        return self._crowds.setdefault(key, Crowd()).beyond(tenant, weight, prefill_s, replicas, now)
+
+    def _promised(self, ask: Ask) -> Objectives:
+        model, known = self._room.models.get(ask.model), self._room.classes.get(ask.qos_class)
+        own = model.objectives.get(ask.qos_class) if model else None
+        return own or (known.objectives if known else _NOTHING)
+
+    def _send_by(self, ask: Ask, now: float) -> float:
+        """When it must be sent to be in time; infinite where nothing is promised."""
+        if not self.policy.qos:
+            return math.inf
+        pace = self._paces.get((ask.model, ask.qos_class))
+        return promises.send_by(
+            self._promised(ask),
+            self.policy.fit,
+            ask.prompt_tokens,
+            ask.output_tokens,
+            now,
+            pace.value(1.0) if pace else 1.0,
+        )
+
+    def _head(self, model: ModelKey, now: float, *, whole_only: bool = False) -> Waiting | None:
+        """The request of this model whose turn it is, of its highest class."""
         heads = (
             head
             for key, line in self._lines.items()
-            if key[0] == model
-            for head in line.heads(whole_only=whole_only)
+            if key[0] == model and (head := self._first(line, now, whole_only=whole_only))
         )
         return min(heads, key=lambda h: (self._room.rank(h.ask), h.since, h.ask.id), default=None)
+
+    def _first(self, line: Line, now: float, *, whole_only: bool = False) -> Waiting | None:
+        """Whose turn it is in a line, after those that cannot be in time have stepped back."""
+        while (head := line.head(whole_only=whole_only)) is not None and head.due < now:
+            self._relegate(head)
+        return head
+
+    def _relegate(self, one: Waiting) -> None:
+        """It waits behind those that can be in time, and keeps out of the way of what somebody waits for."""
+        self._lines[self._line_key(one.ask)].relegate(one)
+        if self._room.urgent(one.ask):
+            self._room.relegated.add(one.ask.id)
+
+    def _too_late(self, one: Waiting, address: str, now: float) -> bool:
+        """Whether its first token, though it would come soonest there, is forecast to come too late."""
+        if one.due == math.inf or not self._room.urgent(one.ask):
+            return False
+        prompt = one.ask.prompt_tokens
+        first_s = self._room.loads[address].forecast.first_token_s(prompt)
+        return now + first_s > promises.first_token_due(self._promised(one.ask), prompt, one.since)
 
     def _starves(self, waits: Waiting, now: float) -> bool:
         """Whether none of its class was sent for so long that it keeps out of nobody's way any more."""
         return now - max(waits.since, self._lines[self._line_key(waits.ask)].sent_s) > _STARVES_S
 
-    def _choose(self, head: Ask, turn: Turn, now: float, *, gated: bool) -> tuple[Ask, str | NoRoom]:
-        """Who goes, and where: the head, or to the front a patient one behind it whose prompt is short."""
-        room = self._room
+    def _choose(self, waits: Waiting, turn: Turn, now: float, *, gated: bool) -> tuple[Waiting, str | NoRoom]:
+        """Who goes, and where: the head, or to the front a patient one near it whose prompt is short."""
+        room, head = self._room, waits.ask
         need, found = room.need(head, turn), room.candidates(head, turn, now, gated=gated)
         if not (gated and turn.front and self.policy.pack.short):
-            return head, pick.choose(need, found)
+            return waits, pick.choose(need, found)
         chosen = pick.choose(need, (c for c in found if not c.front))
         if not isinstance(chosen, NoRoom) or all(c.kept_clear for c in found if c.front):
-            return head, chosen
+            return waits, chosen
         # One that may go nowhere else goes to the front itself, or a long prompt would wait for ever.
-        ask = head
+        one = waits
         if room.behind(head, turn):
-            ask = self._lines[self._line_key(head)].shortest(whole_only=turn.passing)
-        ahead = (c for c in room.candidates(ask, turn, now, gated=gated) if c.front)
-        return ask, pick.choose(room.need(ask, turn), ahead)
+            one = self._lines[self._line_key(head)].shortest(waits, whole_only=turn.passing)
+        ahead = (c for c in room.candidates(one.ask, turn, now, gated=gated) if c.front)
+        return one, pick.choose(room.need(one.ask, turn), ahead)
 
-    def _send(self, ask: Ask, address: str, now: float) -> Dispatch:
+    def _send(self, one: Waiting, address: str, now: float) -> Dispatch:
+        ask = one.ask
         key = self._where.pop(ask.id)
-        waited = now - self._drop(key, ask.id).since
+        self._drop(key, ask.id)
         line = self._lines[key]
         line.drained.add(now)
         line.sent_s = now
+        line.charge(one.tenant, PROMPT_WEIGHT * ask.prompt_tokens + OUTPUT_WEIGHT * ask.output_tokens)
+        if self._owed:
+            self._share(key, self._gpu_s(ask), now)
         load = self._room.take(ask, address, now)
-        return Dispatch(ask, address, load.lane, waited)
+        return Dispatch(ask, address, load.lane, now - one.since)
+
+    def _learn(self, running: Running, now: float, *, whole: bool) -> None:
+        """What a request that ends tells: how long such ones take, and what it did not use.
+
+        Of its output is known how many steps its engine made meanwhile.
+        """
+        ask, key = running.ask, self._line_key(running.ask)
+        forecast = self._room.loads[running.address].forecast
+        forecast.advance(now)
+        made = int(forecast.steps - running.steps)
+        if whole and self._promised(ask).completion_s is not None:
+            expected_s = promises.work_s(self.policy.fit, ask.prompt_tokens, ask.output_tokens)
+            self._paces.setdefault(key, Mean(0.1)).add((now - running.since) / expected_s)
+        tenant, _ = self._tenant(ask)
+        if tenant is not None and key in self._lines:
+            self._lines[key].charge(tenant, OUTPUT_WEIGHT * (made - ask.output_tokens))
+        if self._owed:
+            self._share(key, promises.gpu_s(self.policy.fit, ask.prompt_tokens, made) - self._gpu_s(ask), now)
 
     def _drop(self, key: tuple[ModelKey, str], request: int) -> Waiting:
-        dropped = self._lines[key].pop(request)
+        line = self._lines[key]
+        dropped = line.pop(request)
         self.bytes -= dropped.ask.size
+        if not line and key in self._owed:
+            self._owed[key].rest()
         return dropped
+
+    # ── minimum shares ──────────────────────────────────────────────────────────────────────────
+
+    def _minimum_share(self, key: tuple[ModelKey, str]) -> float:
+        known = self._room.classes.get(key[1])
+        return known.minimum_share if known else 0.0
+
+    def _gpu_s(self, ask: Ask) -> float:
+        return promises.gpu_s(self.policy.fit, ask.prompt_tokens, ask.output_tokens)
+
+    def _share(self, key: tuple[ModelKey, str], gpu_s: float, now: float) -> None:
+        """Note GPU time that a line gets, or did not need, for all that have a minimum share of it."""
+        for other, owed in self._owed.items():
+            if other == key:
+                owed.own(gpu_s, self._minimum_share(key), now)
+            elif other[0] == key[0] and self._lines[other]:
+                owed.others(gpu_s, self._minimum_share(other), now)
+
+    def _pay(self, turns: dict[ModelKey, Turn], now: float) -> tuple[list[Dispatch], set[ModelKey]]:
+        """Send of those classes that are below their minimum share, and say which models wait for one.
+
+        First as ever, with regard for what people wait for; where the class is far below its share,
+        wherever there is room at all, headroom included. Then nothing overtakes it until there is.
+        """
+        done: list[Dispatch] = []
+        stopped: set[ModelKey] = set()
+        for key, owed in self._owed.items():
+            while (waits := self._first(self._lines[key], now)) is not None:
+                by_requests = owed.seconds(now) / self._gpu_s(waits.ask)
+                if by_requests < 1:
+                    break
+                model = key[0]
+                if model not in turns:
+                    turns[model] = self._room.turn(model, now)
+                turn = replace(turns[model], keep={})
+                one, chosen = self._choose(waits, turn, now, gated=self._room.gated(waits.ask, now))
+                pressing = by_requests >= PRESSING
+                if isinstance(chosen, NoRoom) and pressing:
+                    one, chosen = self._choose(waits, turn, now, gated=False)
+                if isinstance(chosen, NoRoom):
+                    # A stream may wait for a safe replica alone: others are not kept from lent ones.
+                    if pressing and not (waits.ask.streamed and turn.apart):
+                        stopped.add(model)
+                    break
+                done.append(self._send(one, chosen, now))
+        return done, stopped
 
     def _refuse(self, status: int, reason: Reason, line: Line, now: float, ask: Ask) -> Refused:
         waiting, rate = len(line), line.drained.value(now)
@@ -299,8 +451,11 @@ class Flow:
         estimate = waiting / rate if rate > 0 else wait
         after = min(_RETRY_AFTER_MAX_S, max(1, math.ceil(estimate)))
         name = f"{ask.model[0]}/{ask.model[1]}"
+        tenant, _ = self._tenant(ask)
+        own = line.tenants.get(tenant) if tenant is not None else None
+        whose = f", {own.waiting} of them this tenant's" if own else ""
         text = {
-            Reason.QUEUE_FULL: f"{waiting} of {most} {ask.qos_class} requests wait for {name}",
+            Reason.QUEUE_FULL: f"{waiting} of {most} {ask.qos_class} requests wait for {name}{whose}",
             Reason.WAITED_TOO_LONG: f"no room at {name} for class {ask.qos_class} within {wait:g} s",
             Reason.MEMORY_FULL: f"the queue holds {self.bytes} bytes of {self.policy.max_bytes} allowed",
             Reason.NO_ENDPOINT: f"no replica of {name} is ready",

@@ -1,9 +1,11 @@
 """What the queue is told and what it answers: plain values. Times are seconds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tidegate.core.steptime import LLAMA3_8B_A100, StepFit
+from tidegate.core.types import Objectives
 
 ModelKey = tuple[str, str]
 """Namespace and name of a ModelDeployment."""
@@ -29,11 +31,15 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model as the queue sees it. `startable`: a replica is coming, or can be asked for."""
+    """A model as the queue sees it. `startable`: a replica is coming, or can be asked for.
+
+    `objectives` are those of its own, by class: deadlines follow them and not the class's.
+    """
 
     key: ModelKey
     classes: tuple[str, ...]
     startable: bool = False
+    objectives: Mapping[str, Objectives] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,8 @@ class Policy:
 class Ask:
     """A classified request. `size` is what the picker holds of it, in bytes.
 
-    `streamed`: its answer goes out as it is made, so that it cannot be asked for again.
+    `streamed`: its answer goes out as it is made, so that it cannot be asked for again. `tenant` is
+    of no account where its class is not shared by tenants.
     """
 
     id: int
@@ -100,6 +107,7 @@ class Ask:
     output_tokens: int
     size: int = 0
     streamed: bool = False
+    tenant: str = ""
 
     @property
     def tokens(self) -> int:

@@ -25,16 +25,16 @@ class EngineReport:
 
 
 class Rate:
-    """Events per second, forgotten exponentially over `tau_s` seconds."""
+    """Events, or amounts, per second, forgotten exponentially over `tau_s` seconds."""
 
     __slots__ = ("_at", "_tau", "_value")
 
     def __init__(self, tau_s: float) -> None:
         self._tau, self._value, self._at = tau_s, 0.0, 0.0
 
-    def add(self, now: float) -> None:
+    def add(self, now: float, amount: float = 1.0) -> None:
         """Count one event."""
-        self._value = self.value(now) + 1.0 / self._tau
+        self._value = self.value(now) + amount / self._tau
         self._at = now
 
     def value(self, now: float) -> float:

@@ -41,7 +41,9 @@ class Turn:
 
 
 @dataclass(slots=True)
-class _Running:
+class Running:
+    """A request that holds room, since when, and the steps that its engine had made by then."""
+
     ask: Ask
     address: str
     since: float
@@ -70,7 +72,9 @@ class Room:
         self.models: Mapping[ModelKey, Model] = {}
         self.ranks: dict[str, int] = {}
         self.loads: dict[str, Load] = {}
-        self.running: dict[int, _Running] = {}
+        self.running: dict[int, Running] = {}
+        self.relegated: set[int] = set()
+        """Requests that nobody waits for any more, since they cannot be in time."""
         self._seen: dict[tuple[ModelKey, str], _Seen] = {}
         self._busy: Counter[tuple[ModelKey, str]] = Counter()
 
@@ -125,7 +129,7 @@ class Room:
         patient = not self.urgent(ask)
         tpot_s, priority = (known.objectives.tpot_s, known.priority) if known else (None, 0)
         steps = load.take(ask, now, tpot_s=tpot_s, priority=priority, patient=patient)
-        self.running[ask.id] = _Running(ask, address, now, steps, patient)
+        self.running[ask.id] = Running(ask, address, now, steps, patient)
         self._busy[ask.model, ask.qos_class] += 1
         return load
 
@@ -135,6 +139,7 @@ class Room:
         if running is None:
             return False
         ask = running.ask
+        self.relegated.discard(request)
         self._busy[ask.model, ask.qos_class] -= 1
         load = self.loads[running.address]
         load.give_back(ask, now, running.steps, patient=running.patient, served=whole)
@@ -153,7 +158,8 @@ class Room:
     def urgent(self, ask: Ask) -> bool:
         """Whether somebody waits for its first token."""
         known = self.classes.get(ask.qos_class)
-        return self.policy.qos and known is not None and known.objectives.ttft_s is not None
+        promised = self.policy.qos and known is not None and known.objectives.ttft_s is not None
+        return promised and ask.id not in self.relegated
 
     def ready(self, model: ModelKey) -> Iterator[Load]:
         """The endpoints of a model that take requests."""
@@ -197,7 +203,8 @@ class Room:
 
     def _priority(self, ask: Ask) -> float:
         known = self.classes.get(ask.qos_class)
-        return known.priority if known else -math.inf
+        # One that is relegated keeps out of the way of its own class, too.
+        return known.priority - (ask.id in self.relegated) / 2 if known else -math.inf
 
     def _urgent_lately(self, model: ModelKey, now: float, above: float = -math.inf) -> list[_Seen]:
         """What the urgent classes of a model did that were there lately, of those of a higher priority."""

@@ -25,9 +25,30 @@ class Objectives:
     window_s: float = 30 * 86400.0
 
 
+class TenantFrom(StrEnum):
+    """What says who the tenant of a request is."""
+
+    NONE = "None"
+    NAMESPACE = "Namespace"
+    USER = "User"
+    HEADER = "Header"
+
+
+@dataclass(frozen=True, slots=True)
+class Tenants:
+    """How tenants share a class: who they are, and what those weigh that do not weigh 1."""
+
+    source: TenantFrom = TenantFrom.NONE
+    header: str = ""
+    weights: Mapping[str, int] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class QoSClass:
-    """A class of traffic: how important it is and what it is promised."""
+    """A class of traffic: how important it is and what it is promised.
+
+    `minimum_share` is the part of a model's GPU time that it gets while it has something waiting, 0…1.
+    """
 
     name: str
     priority: int
@@ -36,6 +57,8 @@ class QoSClass:
     objectives: Objectives = field(default_factory=Objectives)
     queue_max_requests: int = 1000
     queue_max_wait_s: float = 30.0
+    tenants: Tenants = field(default_factory=Tenants)
+    minimum_share: float = 0.0
 
     @property
     def may_borrow(self) -> bool:

@@ -1,9 +1,10 @@
 """QoSClass objects as decisions see them."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from tidegate.api import qosclass as api
-from tidegate.core.types import Objectives, QoSClass, Reclaim
+from tidegate.core.types import Objectives, QoSClass, Reclaim, TenantFrom, Tenants
 
 
 def objectives(spec: api.Objectives) -> Objectives:
@@ -20,6 +21,23 @@ def objectives(spec: api.Objectives) -> Objectives:
     )
 
 
+def overridden(base: Objectives, by: api.ObjectiveOverrides | None) -> Objectives:
+    """Objectives of a class with those of one model laid over them."""
+    if by is None:
+        return base
+    found = {
+        "ttft_s": by.time_to_first_token,
+        "per_thousand_prompt_tokens_s": by.per_thousand_prompt_tokens,
+        "tpot_s": by.time_per_output_token,
+        "completion_s": by.completion,
+        "window_s": by.window,
+    }
+    own = {name: value.total_seconds() for name, value in found.items() if value is not None}
+    if by.attainment_percent is not None:
+        own["attainment"] = by.attainment_percent / 100
+    return replace(base, **own)
+
+
 def qos_class(obj: api.QoSClass) -> QoSClass:
     """A QoSClass object as a plain value."""
     spec = obj.spec
@@ -31,6 +49,13 @@ def qos_class(obj: api.QoSClass) -> QoSClass:
         objectives=objectives(spec.objectives),
         queue_max_requests=spec.queue.max_requests,
         queue_max_wait_s=spec.queue.max_wait.total_seconds(),
+        tenants=Tenants(
+            TenantFrom(spec.tenant.from_),
+            # Envoy gives header names in small letters.
+            (spec.tenant.header or "").lower(),
+            dict(spec.tenant.weights),
+        ),
+        minimum_share=spec.minimum_share_percent / 100,
     )
 
 

@@ -12,7 +12,8 @@ from tidegate.api import names
 from tidegate.api.modeldeployment import ModelDeployment
 from tidegate.core.flow import Endpoint, Model, ModelKey
 from tidegate.core.quota import Ground
-from tidegate.core.types import QoSClass
+from tidegate.core.types import Objectives, QoSClass
+from tidegate.facts.classes import overridden
 from tidegate.facts.lanes import served
 from tidegate.facts.quantities import condition
 
@@ -87,7 +88,9 @@ def world(
             if found is not None and found.address not in endpoints:
                 endpoints[found.address] = found
                 urls[found.address] = _metrics_url(pod, found.address)
-        flow_models[one.key] = Model(one.key, one.classes, startable=_startable(deployment, own))
+        flow_models[one.key] = Model(
+            one.key, one.classes, _startable(deployment, own), _objectives(deployment, classes)
+        )
     return World(classes, models, by_name, tuple(endpoints.values()), flow_models, urls, tuple(notes))
 
 
@@ -136,6 +139,15 @@ def _served(
         engine=deployment.spec.engine.type,
         created_s=_created(deployment),
     )
+
+
+def _objectives(deployment: ModelDeployment, classes: Mapping[str, QoSClass]) -> dict[str, Objectives]:
+    """What the model promises otherwise than its classes do."""
+    return {
+        c.qos_class: overridden(classes[c.qos_class].objectives, c.objectives)
+        for c in deployment.spec.classes
+        if c.objectives is not None and c.qos_class in classes
+    }
 
 
 def _belongs(pod: Raw, deployment: ModelDeployment) -> bool:

@@ -1,14 +1,20 @@
-"""The class of a request: pure, from what the model serves and what the header asks for."""
+"""The class and the tenant of a request: pure, from the model, the caller and the headers."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from tidegate.core.types import QoSClass
+from tidegate.core.types import QoSClass, TenantFrom
 from tidegate.facts.endpoints import ServedModel
 
 CLASS_HEADERS: Final = ("x-tidegate-qos", "x-llm-d-inference-objective", "x-gateway-inference-objective")
 """The first that is there counts; the others are the ecosystem's names for the same."""
+TENANT_HEADERS: Final = ("x-gateway-inference-fairness-id", "x-llm-d-inference-fairness-id")
+"""The ecosystem's names for who the tenant is, where the class's own header is not there."""
+_MAX_TENANT: Final = 128
+"""Longer names of tenants are kept by their digest: what waits is bounded in bytes."""
+_SERVICE_ACCOUNT: Final = "system:serviceaccount:"
 MAX_PRIORITY: Final = 1_000_000_000
 
 
@@ -48,6 +54,22 @@ def trusted(model: ServedModel, named: str | None, classes: Mapping[str, QoSClas
     if isinstance(found, Denied):
         return found
     return min(found, key=lambda c: (classes[c].priority, c))
+
+
+def tenant(qos: QoSClass, user: str, model: ServedModel, headers: Mapping[str, str]) -> str:
+    """Who the tenant is by the class's rule; empty where it has none, or where nothing says who it is."""
+    match qos.tenants.source:
+        case TenantFrom.NAMESPACE:
+            account = user.removeprefix(_SERVICE_ACCOUNT)
+            name = account.partition(":")[0] if account != user else model.key[0]
+        case TenantFrom.USER:
+            name = user
+        case TenantFrom.HEADER:
+            names = (qos.tenants.header, *TENANT_HEADERS)
+            name = next((value for n in names if (value := headers.get(n, "").strip())), "")
+        case TenantFrom.NONE:
+            name = ""
+    return name if len(name) <= _MAX_TENANT else hashlib.sha256(name.encode()).hexdigest()
 
 
 def vllm_priority(qos: QoSClass) -> int:

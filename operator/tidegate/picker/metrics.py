@@ -7,7 +7,7 @@ from collections import Counter as Tally
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from tidegate.core.flow import Ask, Flow, ModelKey
@@ -88,7 +88,7 @@ class _Gauges(Collector):
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         """Yield the gauges; every class that a model serves has a value, be it 0."""
         waiting: Tally[tuple[str, ...]] = Tally()
         tokens: Tally[tuple[str, ...]] = Tally()
@@ -109,6 +109,17 @@ class _Gauges(Collector):
             (*_LABELS, "lane"),
             running,
         )
+        shared: Tally[tuple[str, ...]] = Tally()
+        relegated = CounterMetricFamily(
+            "tidegate_relegated",
+            "Requests put behind others: too late to be in time, or beyond their tenant's part.",
+            labels=_LABELS,
+        )
+        for key, name, tenants, count in self._flow.sharing():
+            shared[*key, name] = tenants
+            relegated.add_metric((*key, name), count)
+        yield _gauge("tidegate_queue_tenants", "Tenants that have requests in the queue.", _LABELS, shared)
+        yield relegated
         occupied = GaugeMetricFamily(
             ENDPOINT_INFLIGHT,
             "Requests that run at an endpoint, ours and what its engine reports of others.",

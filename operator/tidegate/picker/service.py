@@ -187,6 +187,7 @@ class Service:
             output_tokens=body.output_tokens,
             size=exchange.received,
             streamed=body.streamed,
+            tenant=classify.tenant(qos, request.caller.user, model, exchange.headers),
         )
         verdict = await self._wait(request, ask, read)
         if verdict is None:

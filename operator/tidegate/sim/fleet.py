@@ -238,6 +238,7 @@ class Fleet:
             prompt_tokens=record.prompt,
             output_tokens=stream.expected_output,
             streamed=stream.streamed,
+            tenant=stream.tenant,
         )
         refused = self.router.admit(ask, self.now)
         self._look()
