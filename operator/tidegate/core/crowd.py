@@ -6,58 +6,71 @@ time than keeps the promises, what a tenant sends beyond its part is told apart.
 that nobody waits for: behind the others, and where it is in nobody's way.
 """
 
+import math
 from collections import OrderedDict
 from typing import Final
 
 from tidegate.core.load import Rate
 
-FULL: Final = 0.36
+FULL: Final = 0.33
 """Of a replica's time, what prompts may take: with more, chat of the Azure trace is served slower than
 50 ms a token by Llama-3-8B on an A100 (docs/reference/benchmarks.md)."""
 _TAU_S: Final = 10.0
 _REMEMBERED: Final = 1000
 _LOOK_S: Final = 0.25
-"""Weights of those who are there are summed up so often at most."""
+"""Parts are reckoned so often at most."""
 
 
 class _Asked:
-    __slots__ = ("granted", "last", "weight")
+    __slots__ = ("asked", "granted", "last", "weight")
 
     def __init__(self) -> None:
-        self.granted, self.last, self.weight = Rate(_TAU_S), 0.0, 1
+        self.asked, self.granted = Rate(_TAU_S), Rate(_TAU_S)
+        self.last, self.weight = 0.0, 1
 
 
 class Crowd:
-    """The tenants of one (model, class) that came lately. Amounts are seconds of prefill a second."""
+    """The tenants of one (model, class) that came lately. Amounts are seconds of prefill a second.
 
-    __slots__ = ("_all", "_looked", "_tenants", "_weights")
+    Parts are max-min fair: who asks for less than its part gets it all, and what that leaves is the
+    others', by their weights.
+    """
+
+    __slots__ = ("_all", "_level", "_looked", "_tenants")
 
     def __init__(self) -> None:
         self._all = Rate(_TAU_S)
         self._tenants: OrderedDict[str, _Asked] = OrderedDict()
-        self._weights, self._looked = 0, 0.0
+        self._level, self._looked = math.inf, -math.inf
 
     def beyond(self, tenant: str, weight: int, prefill_s: float, replicas: int, now: float) -> bool:
         """Count a request in, and say whether it is beyond its tenant's part of what `replicas` can do."""
         one = self._tenants.get(tenant)
-        changed = one is None or one.weight != weight
         if one is None:
             one = self._tenants[tenant] = _Asked()
         one.last, one.weight = now, weight
+        one.asked.add(now, prefill_s)
         self._tenants.move_to_end(tenant)
         if len(self._tenants) > _REMEMBERED:
             self._tenants.popitem(last=False)
         self._all.add(now, prefill_s)
-        most = FULL * replicas
-        if self._all.value(now) > most:
-            if changed or now - self._looked > _LOOK_S:
-                self._look(now)
-            if one.granted.value(now) > most * weight / self._weights and weight < self._weights:
+        if self._all.value(now) > FULL * replicas:
+            if now - self._looked > _LOOK_S:
+                self._look(FULL * replicas, now)
+            if one.granted.value(now) > self._level * weight:
                 return True
         one.granted.add(now, prefill_s)
         return False
 
-    def _look(self, now: float) -> None:
+    def _look(self, most: float, now: float) -> None:
+        """Find what a tenant of weight 1 may have; no bound where there is but one tenant."""
         while self._tenants and now - next(iter(self._tenants.values())).last > _TAU_S:
             self._tenants.popitem(last=False)
-        self._weights, self._looked = sum(t.weight for t in self._tenants.values()), now
+        self._looked, self._level = now, math.inf
+        asked = sorted((t.asked.value(now) / t.weight, t.weight) for t in self._tenants.values())
+        weights = sum(weight for _, weight in asked)
+        for each, weight in asked if len(asked) > 1 else ():
+            if each * weights >= most:
+                self._level = most / weights
+                return
+            most, weights = most - each * weight, weights - weight

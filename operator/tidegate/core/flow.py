@@ -151,10 +151,7 @@ class Flow:
             one, chosen = self._choose(waits, turn, now, gated=gated)
             following = None
             if not isinstance(chosen, NoRoom):
-                if self._too_late(one, chosen, now):
-                    self._relegate(one)
-                else:
-                    done.append(self._send(one, chosen, now))
+                done.append(self._send(one, chosen, now))
                 following = self._head(model, now, whole_only=turn.passing)
             elif waits.ask.streamed and turn.apart:
                 turn.passing = True
@@ -331,14 +328,6 @@ class Flow:
         self._lines[self._line_key(one.ask)].relegate(one)
         if self._room.urgent(one.ask):
             self._room.relegated.add(one.ask.id)
-
-    def _too_late(self, one: Waiting, address: str, now: float) -> bool:
-        """Whether its first token, though it would come soonest there, is forecast to come too late."""
-        if one.due == math.inf or not self._room.urgent(one.ask):
-            return False
-        prompt = one.ask.prompt_tokens
-        first_s = self._room.loads[address].forecast.first_token_s(prompt)
-        return now + first_s > promises.first_token_due(self._promised(one.ask), prompt, one.since)
 
     def _starves(self, waits: Waiting, now: float) -> bool:
         """Whether none of its class was sent for so long that it keeps out of nobody's way any more."""
