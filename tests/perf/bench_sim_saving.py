@@ -48,8 +48,8 @@ def main() -> None:
     found = run(days, args.workers)
     print(
         f"a day of {days[0].seconds:g} s ({REAL_DAY_S / days[0].seconds:g} times as fast), at most"
-        f" {days[0].peak_per_s:g} chats/s; engines with priorities, max-num-seqs 256,"
-        " max-num-batched-tokens 2048, 400,000 KV tokens; silos: arms alone and packing-0; shared: ours, planned"
+        f" {days[0].peak_per_s:g} chats/s; silos: arms alone and packing-0; shared: ours, planned; engines:"
+        " priorities, max-num-seqs 256, max-num-batched-tokens 2048, 400,000 KV tokens"
     )
     record("sim_saving", rows(found, claims=not args.quick))
 
