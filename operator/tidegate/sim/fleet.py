@@ -165,9 +165,9 @@ class Fleet:
         self._tell_world()
         for stream in setting.streams:
             self._start(stream)
-        for index, address in enumerate(self._sites):
+        for index, site in enumerate(self._sites.values()):
             # Engines are asked one after the other, spread over the period.
-            self._at(SCRAPE_S * index / len(self._sites), partial(self._scrape, address))
+            self._at(SCRAPE_S * index / len(self._sites), partial(self._scrape, site))
         for fault in setting.faults:
             self._at(fault.start_s, partial(self._fault, fault, begins=True))
             self._at(fault.end_s, partial(self._fault, fault, begins=False))
@@ -198,10 +198,10 @@ class Fleet:
         self._at(time_s, what)
 
     def add_replica(self, replica: Replica) -> None:
-        """A replica is ready. Its address was never there before."""
-        self._sites[replica.address] = self._site(replica)
+        """A replica is ready."""
+        site = self._sites[replica.address] = self._site(replica)
         self._tell_world()
-        self._scrape(replica.address)
+        self._scrape(site)
 
     def note_replica(self, address: str, *, draining: bool, lent: bool) -> None:
         """What the picker is told of a replica: nothing more is to come, and whose GPUs it stands on."""
@@ -336,11 +336,11 @@ class Fleet:
             self._look()
             self._again(record)
 
-    def _scrape(self, address: str) -> None:
-        site, asked_s = self._sites.get(address), self.now
-        if site is None:
+    def _scrape(self, site: _Site) -> None:
+        address, asked_s = site.replica.address, self.now
+        if self._sites.get(address) is not site:
             return  # it is gone
-        self._at(self.now + SCRAPE_S, partial(self._scrape, address))
+        self._at(self.now + SCRAPE_S, partial(self._scrape, site))
         if site.deaf or not site.alive:
             return
         before, engine = self.router.held(address), site.engine
@@ -354,7 +354,7 @@ class Fleet:
         )
 
         def hear() -> None:
-            if address in self._sites:
+            if self._sites.get(address) is site:
                 self.router.report(address, report, *before)
                 self._look()
 

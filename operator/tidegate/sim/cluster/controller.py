@@ -38,10 +38,10 @@ class Controller:
         self._memory = made.memory
         # 3. Apply.
         kube.planned |= {key: step.replicas for key, step in made.lanes.items() if step.applied}
-        kube.stand(uid for uid, ground in grounds.items() if ground is Ground.LENT)
         for key, step in made.lanes.items():
             if step.applied:
                 self._apply(key, step, grounds, now)
+        kube.stand(uid for uid, ground in grounds.items() if ground is Ground.LENT)
         kube.settle()
 
     def _grounds(self) -> dict[str, Ground]:

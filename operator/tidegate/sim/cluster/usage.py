@@ -1,8 +1,9 @@
 """Who had which GPUs, and when: seconds used, borrowed and idle, and every change over time."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from tidegate.core.plan.types import LaneKey
@@ -36,9 +37,9 @@ class Usage:
 
     begin_s: float
     end_s: float
-    used: Counter[str] = field(default_factory=Counter)
-    borrowed: Counter[str] = field(default_factory=Counter)
-    starting: Counter[str] = field(default_factory=Counter)
+    used: defaultdict[str, float] = field(default_factory=partial(defaultdict, float))
+    borrowed: defaultdict[str, float] = field(default_factory=partial(defaultdict, float))
+    starting: defaultdict[str, float] = field(default_factory=partial(defaultdict, float))
     idle: float = 0.0
     evictions: Counter[str] = field(default_factory=Counter)
     thrown_away: Counter[str] = field(default_factory=Counter)
@@ -71,7 +72,7 @@ class Usage:
                 (self.starting, last.starting),
             ):
                 for name, count in gpus.items():
-                    into[name] += count * span_s  # type: ignore[assignment]  # seconds are no int
+                    into[name] += count * span_s
             self.idle += last.idle * span_s
         self._summed_s = until_s
 
