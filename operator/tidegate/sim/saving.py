@@ -154,8 +154,8 @@ def saving(day: Day, tell: Callable[[str], None] = lambda _line: None) -> Saving
 
         return one
 
-    # A replica serves about 2.5 chats a second within the objectives, and never 4 nor as few as 1.25.
-    bounds = floor(day.peak_per_s / 4), ceil(day.peak_per_s / 1.25)
+    # A replica serves 2.5 to 4 chats a second within the objectives, and never 5 nor as few as 1.25.
+    bounds = floor(day.peak_per_s / 5), ceil(day.peak_per_s / 1.25)
     people = least(*bounds, keeps("people's silo", lambda n: _silo(day, n, [day.chat()], "alone")))
     requests = round(day.idle * people * _alone_per_s(day.seed) * day.seconds)
     work = [day.summaries(requests)]
