@@ -7,7 +7,7 @@ import pytest
 from tidegate.adapters.metrics import Sample, parse
 from tidegate.api import names
 from tidegate.controller.apply import finalizer_patch, taint_patch
-from tidegate.controller.demand import Meter, demands
+from tidegate.controller.demand import by_lane
 from tidegate.controller.drift import claims, fingerprint, without
 from tidegate.controller.history import Decisions, Moves, preemptions
 from tidegate.controller.pods import lane_view, trouble
@@ -15,6 +15,7 @@ from tidegate.controller.poolreport import report
 from tidegate.core.place import View
 from tidegate.core.plan.types import Decision, LaneKey
 from tidegate.core.types import Node, Pod, Pool, QoSClass, Reclaim, Reservation
+from tidegate.facts.demand import COUNTERS, GAUGES, Meter, demands
 
 Object = dict[str, Any]
 
@@ -146,7 +147,8 @@ def scrape(arrivals: float, queued: float = 0.0) -> list[Sample]:
 def test_rates(counts: list[tuple[float, float]], rate: float) -> None:
     meter = Meter(5.0)
     for now, count in counts:
-        meter.observe(now, scrape(count, queued=3))
+        samples = scrape(count, queued=3)
+        meter.observe(now, by_lane(samples, COUNTERS), by_lane(samples, GAUGES))
     found = demands(meter.values(), fresh=True)[LANE]
     assert found.arrival_rps == pytest.approx(rate)
     assert (found.queued_requests, found.inflight, found.fresh) == (3, 3, True)
@@ -154,8 +156,8 @@ def test_rates(counts: list[tuple[float, float]], rate: float) -> None:
 
 def test_a_counter_first_seen_later_began_at_zero() -> None:
     meter = Meter(5.0)
-    meter.observe(0.0, [])
-    meter.observe(1.0, scrape(8))
+    meter.observe(0.0, {}, {})
+    meter.observe(1.0, by_lane(scrape(8), COUNTERS), {})
     assert demands(meter.values(), fresh=True)[LANE].arrival_rps == pytest.approx(8)
     assert meter.age_s(4.0) == 3.0
 

@@ -9,7 +9,8 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from tidegate.adapters.kube import kinds
 from tidegate.api.names import ANNOTATION_DEFAULT_CLASS, API_VERSION, LABEL_CLASS, LABEL_POOL, SCHEDULER_NAME
-from tidegate.extender.desk import ASSUME_S, Desk
+from tidegate.core.place import ASSUME_S
+from tidegate.extender.desk import Desk
 from tidegate.extender.gather import Cluster
 from tidegate.extender.metrics import Metrics
 from tidegate.extender.server import application

@@ -252,6 +252,25 @@ def test_replicas_of_lower_classes_of_the_model_carry_a_rush_first():
     assert apart.lanes[CHAT].replicas == 3
 
 
+def test_a_full_pool_moves_no_replica_from_one_lane_of_a_model_to_another():
+    """They serve the higher class where they are: to move one would cost a start in the middle of a rush."""
+    chat = model("a", lane("a", "interactive", replicas=2), lane("a", "batch", replicas=6))
+    other = model("b", lane("b", "batch", replicas=0))
+    pods = [bound("a", "interactive", "n0", n) for n in range(2)]
+    pods += [bound("a", "batch", f"n{1 + n // 2}", n) for n in range(6)]
+    demand = {CHAT: load(12), B: BACKLOG, B._replace(model="b"): QUIET}
+    full = planned(seen(pool(), [chat, other], demand, pods))
+    assert (full.lanes[CHAT].replicas, full.lanes[B].replicas, full.lanes[B].leaving) == (2, 6, ())
+    assert [(u.lane, u.replicas) for u in full.unmet] == [(CHAT, 4)], "of twelve six are carried"
+    # What another model borrows is still handed over, and no more than that.
+    other = model("b", lane("b", "batch", replicas=2))
+    mixed = [*pods[:-2], *(bound("b", "batch", "n3", n) for n in range(2))]
+    chat = replace(chat, lanes=(chat.lanes[0], replace(chat.lanes[1], replicas=4)))
+    found = planned(seen(pool(), [chat, other], demand | {B._replace(model="b"): BACKLOG}, mixed))
+    assert found.lanes[B._replace(model="b")].reason == reasons.HANDS_OVER
+    assert (found.lanes[B].replicas, found.lanes[B].leaving) == (4, ())
+
+
 def test_going_down_takes_the_peak_of_the_delay_and_zero_its_own():
     models = one(replicas=5)
     pods = [bound("a", "interactive", f"n{n}") for n in range(4)] + [bound("a", "interactive", "n0", 1)]

@@ -76,7 +76,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"replicas\[0\].model is required",
     ),
     "unknown lane": (a_scenario(replicas=[{"lane": "bach"}]), r"replicas\[0\].lane 'bach'.*mean batch"),
-    "replicas of none": (a_scenario(replicas=0), r"replicas\[0\].count must be at least 1"),
+    "replicas of none": (a_scenario(replicas=0), r"must set replicas\[0\].count to at least 1"),
     "unknown flag": (a_scenario(engine={"max-num-seq": 1}), "engine.max-num-seq .*did you mean max-num-seqs"),
     "no room for prompts": (
         a_scenario(engine={"max-num-seqs": 512, "max-num-batched-tokens": 512}),

@@ -12,6 +12,7 @@ from tidegate.api.gpupool import GPUPool
 from tidegate.api.modeldeployment import ModelDeployment
 from tidegate.api.qosclass import QoSClass
 from tidegate.sim import build
+from tidegate.sim.cluster.build import cluster
 from tidegate.sim.scenario import Scenario
 from tidegate.sim.snapshot import NothingToSimulateError, Seen, Traffic, document, together, traffic
 
@@ -97,6 +98,30 @@ def test_what_it_writes_can_be_simulated() -> None:
     setting = build.setting(Scenario.read(found))
     assert [r.address for r in setting.replicas] == ["m-chat-0", "m-chat-1", "m-batch-0"]
     assert setting.classes["chat"].objectives.ttft_s == 1.0
+
+
+def test_a_pool_with_nodes_is_planned() -> None:
+    """And engines of one model, which the plan moves between lanes, are alike."""
+    node = {
+        "metadata": {"name": "n", "labels": {"gpu": "yes"}},
+        "spec": {},
+        "status": {
+            "allocatable": {"nvidia.com/gpu": "8"},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
+    pools = [GPUPool.from_object(builders.pool())]
+    pods = [a_pod(1), a_pod(2, slots="8", lane="batch")]
+    found = orjson.loads(orjson.dumps(document(seen(pools=pools, nodes=[node], pods=pods))))
+    assert "engines of its lanes differ" in notes(found)
+    scenario = Scenario.read(found)
+    spec = cluster(scenario, build.setting(scenario))
+    assert spec is not None
+    assert spec.capacity == 8
+    assert [(x.key.qos_class, x.replicas) for m in spec.models for x in m.lanes] == [
+        ("batch", 1),
+        ("chat", 1),
+    ]
 
 
 def test_no_tenant_nor_namespace_selector_is_written() -> None:

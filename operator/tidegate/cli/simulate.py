@@ -47,6 +47,12 @@ def simulate(
     replicas: Annotated[
         int | None, typer.Option(min=1, help="What if there were so many replicas in all.")
     ] = None,
+    reserve: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What if a class had so many GPUs reserved: interactive=8 (needs plan; may be repeated)."
+        ),
+    ] = None,
     output: Annotated[
         Output, typer.Option("--output", "-o", help="What to print on standard output.")
     ] = Output.table,
@@ -55,13 +61,14 @@ def simulate(
 ) -> None:
     """Simulate a fleet of replicas: who waits how long, and how much gets done.
 
-    Production's own queue runs in virtual time before engines that are modelled step by step. The
-    replicas stay as they are: the controller's plan and the placement of pods are not simulated.
-    Ctrl-C prints what has ended.
+    Production's own queue runs in virtual time before engines that are modelled step by step. With
+    `plan` in the scenario production's planner and placement make and move the replicas; without it
+    they stay as they are. Ctrl-C prints what has ended.
     """
     from concurrent.futures.process import BrokenProcessPool
 
     from tidegate.sim import build
+    from tidegate.sim.cluster.build import cluster
     from tidegate.sim.fleet_arms.registry import arm
     from tidegate.sim.parallel import Job, contest
     from tidegate.sim.scenario import Scenario, ScenarioError
@@ -76,8 +83,10 @@ def simulate(
         _need_plots()
     try:
         plan = Scenario.load(scenario)
-        plan = _what_if(plan, seeds, seconds, gpus, replicas, quiet=quiet)
-        build.setting(plan)  # whatever is wrong is said before anything runs
+        plan = _what_if(plan, seeds, seconds, gpus, replicas, reserve or (), quiet=quiet)
+        cluster(plan, build.setting(plan))  # whatever is wrong is said before anything runs
+        if plan.plan and (own := [name for name in names if arm(name).lanes]):
+            _refuse(f"arm {own[0]} parts the replicas itself, and here the plan does")
         jobs = [Job(name, seed) for seed in range(1, plan.seeds + 1) for name in names]
         with _telling(quiet=quiet) as tell:
             outcomes, whole = contest(plan, jobs, tell)
@@ -115,6 +124,7 @@ def _what_if(
     seconds: str | None,
     gpus: int | None,
     replicas: int | None,
+    reserve: "Sequence[str]",
     *,
     quiet: bool,
 ) -> "Scenario":
@@ -133,9 +143,12 @@ def _what_if(
         plan = whatif.with_gpus(plan, gpus)
     if replicas is not None:
         plan = whatif.with_replicas(plan, replicas)
+    for text in reserve:
+        plan = whatif.with_reservation(plan, text)
     changed = whatif.difference(before, plan)
     if changed and not quiet:
-        typer.echo(f"what if: replicas {', '.join(changed)}", err=True)
+        what = "pool" if plan.plan else "replicas"
+        typer.echo(f"what if: {what} {', '.join(changed)}", err=True)
     return plan
 
 

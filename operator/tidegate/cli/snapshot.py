@@ -42,6 +42,7 @@ def snapshot(
     import asyncio
 
     from tidegate.sim import build
+    from tidegate.sim.cluster.build import cluster
     from tidegate.sim.scenario import Scenario, ScenarioError
     from tidegate.sim.snapshot import NothingToSimulateError, document
     from tidegate.sim.survey import ClusterError, Survey
@@ -54,7 +55,8 @@ def snapshot(
             typer.secho(f"snapshot: {problem}", fg="red", err=True)
         raise typer.Exit(1) from error
     try:
-        build.setting(Scenario.read(found))
+        scenario = Scenario.read(found)
+        cluster(scenario, build.setting(scenario))
     except ScenarioError as error:
         survey.problems.append(f"the scenario has to be changed before it can be simulated: {error}")
     text = _text(found, output)

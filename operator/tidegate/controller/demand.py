@@ -2,30 +2,22 @@
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import httpx
 
 from tidegate.adapters.metrics import MetricsError, PrometheusServer, Sample, TextSource
 from tidegate.core.plan.types import Demand, LaneKey
+from tidegate.facts.demand import COUNTERS, GAUGES, Meter, Values, demands, window_s
 
 log = logging.getLogger(__name__)
 
-WINDOW_PERIODS: Final = 5
-"""Rates are taken over this many periods: short enough for a rush, long enough for a few requests."""
 STALE_PERIODS: Final = 5
 """Figures that are older than this many periods are not acted on."""
 
-_COUNTERS: Final = ("tidegate_arrivals_total", "tidegate_prompt_tokens_total", "tidegate_output_tokens_total")
-_GAUGES: Final = ("tidegate_queue_requests", "tidegate_queue_tokens", "tidegate_inflight_requests")
-
 _ENDPOINTS: Final = "tidegate_endpoint_inflight_requests"
-
-Values = dict[tuple[str, LaneKey], float]
-"""By metric and lane, summed over the other labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,68 +70,6 @@ def occupancy(samples: Iterable[Sample], *, whole: bool) -> dict[str, Occupied]:
     return found
 
 
-@dataclass(slots=True)
-class Meter:
-    """Rates of one picker's counters over a sliding window; gauges as last seen.
-
-    A counter that fell has begun again at zero (its picker was restarted): what it shows now is
-    what came since. The increase before the restart that was not seen is lost.
-    """
-
-    window_s: float
-    history: deque[tuple[float, Values]] = field(default_factory=deque)
-    gauges: Values = field(default_factory=dict)
-    _total: Values = field(default_factory=dict)
-    _last: Values = field(default_factory=dict)
-
-    def observe(self, now: float, samples: Sequence[Sample]) -> None:
-        """Take in one scrape."""
-        counters = by_lane(samples, _COUNTERS)
-        self.gauges = by_lane(samples, _GAUGES)
-        for key, value in counters.items():
-            # A counter first seen in a later scrape began at zero; in the first one it is unknown.
-            before = self._last.get(key, 0.0 if self.history else value)
-            increase = value - before if value >= before else value
-            self._total[key] = self._total.get(key, 0.0) + increase
-        self._last = counters
-        self.history.append((now, dict(self._total)))
-        while len(self.history) > 2 and now - self.history[1][0] >= self.window_s:
-            self.history.popleft()
-
-    def age_s(self, now: float) -> float:
-        """Seconds since the last scrape."""
-        return now - self.history[-1][0] if self.history else float("inf")
-
-    def values(self) -> Values:
-        """Counters as rates per second, and gauges."""
-        if len(self.history) < 2:
-            return dict(self.gauges)
-        (start, before), (end, after) = self.history[0], self.history[-1]
-        span = max(end - start, 1e-9)
-        return {k: (v - before.get(k, 0.0)) / span for k, v in after.items()} | self.gauges
-
-
-def demands(values: Values, *, fresh: bool) -> dict[LaneKey, Demand]:
-    """Turn rates and gauges by metric into one Demand a lane."""
-    lanes = sorted({lane for _, lane in values})
-
-    def value(metric: str, lane: LaneKey) -> float:
-        return values.get((metric, lane), 0.0)
-
-    return {
-        lane: Demand(
-            arrival_rps=value(_COUNTERS[0], lane),
-            prompt_tokens_per_s=value(_COUNTERS[1], lane),
-            output_tokens_per_s=value(_COUNTERS[2], lane),
-            queued_requests=round(value(_GAUGES[0], lane)),
-            queued_tokens=value(_GAUGES[1], lane),
-            inflight=round(value(_GAUGES[2], lane)),
-            fresh=fresh,
-        )
-        for lane in lanes
-    }
-
-
 class Pickers:
     """Scrapes every picker once a period; what they see adds up."""
 
@@ -147,7 +77,7 @@ class Pickers:
         # Not later than the loop: a picker that hangs costs one period, not the plan.
         self._client = httpx.AsyncClient(timeout=max(0.2, min(period_s, 2.0)), trust_env=False)
         self._sources = [TextSource(url, self._client, "tidegate_") for url in urls]
-        self._meters = [Meter(max(WINDOW_PERIODS * period_s, 5.0)) for _ in urls]
+        self._meters = [Meter(window_s(period_s)) for _ in urls]
         self._stale_s = STALE_PERIODS * period_s
         self._said: set[str] = set()
         self.occupied: Mapping[str, Occupied] = {}
@@ -173,7 +103,7 @@ class Pickers:
         """Take in what one picker says; None when it does not answer."""
         try:
             samples = await source.read()
-            meter.observe(now, samples)
+            meter.observe(now, by_lane(samples, COUNTERS), by_lane(samples, GAUGES))
         except MetricsError as error:
             if source.url not in self._said:  # once, not every second
                 log.warning("no demand from the picker: %s; it is asked again every period", error)
@@ -204,8 +134,8 @@ class Prometheus:
     async def read(self, now: float) -> tuple[Mapping[LaneKey, Demand], bool]:
         """Demand by the server's newest samples (it looks back 5 minutes at most)."""
         labels = "namespace, model, qos_class"
-        queries = {m: f"sum by ({labels}) (rate({m}[{self._rate_window_s}s]))" for m in _COUNTERS}
-        queries |= {m: f"sum by ({labels}) ({m})" for m in _GAUGES}
+        queries = {m: f"sum by ({labels}) (rate({m}[{self._rate_window_s}s]))" for m in COUNTERS}
+        queries |= {m: f"sum by ({labels}) ({m})" for m in GAUGES}
         queries[_ENDPOINTS] = _ENDPOINTS
         self.occupied = {}
         try:

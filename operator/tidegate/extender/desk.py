@@ -7,7 +7,17 @@ from typing import Any, Final, TypeVar
 
 from tidegate.api.names import LABEL_CLASS
 from tidegate.core import reasons
-from tidegate.core.place import Feasible, Grant, Preemption, View, Why, feasible, victims
+from tidegate.core.place import (
+    ASSUME_S,
+    GRANT_SLACK_S,
+    Feasible,
+    Grant,
+    Preemption,
+    View,
+    Why,
+    feasible,
+    victims,
+)
 from tidegate.core.types import Pod
 from tidegate.extender.gather import Cluster
 from tidegate.extender.metrics import Metrics
@@ -16,11 +26,6 @@ from tidegate.extender.wire import FilterArgs, PreemptArgs
 log = logging.getLogger(__name__)
 A = TypeVar("A")
 
-ASSUME_S: Final = 30.0
-"""How long an answered placement counts unseen. Binding takes milliseconds; kube-scheduler's own
-assumption ends with the binding, whose API calls time out after this long."""
-GRANT_SLACK_S: Final = 30.0
-"""Beyond the pool's drain timeout: deleting, killing and a last try of the pod's back-off (10 s)."""
 ANSWERED: Final = 1
 """Nodes that an answer names. With one, it is known which node a pod will be on before it is seen
 there, so that a burst is decided on exact counts; and kube-scheduler need not score."""

@@ -47,10 +47,10 @@ def setting(scenario: Scenario) -> Setting:
     fleet = replicas(scenario)
     streams = [s for index, spec in enumerate(scenario.streams) for s in _streams(scenario, index, spec)]
     _unique(streams)
-    _fit(scenario, fleet, streams)
+    _fit(scenario, streams)
     return Setting(
         classes=found,
-        replicas=fleet,
+        replicas=[] if scenario.plan else fleet,
         streams=streams,
         seconds=scenario.seconds,
         warm_up_s=warm_up_s,
@@ -58,6 +58,7 @@ def setting(scenario: Scenario) -> Setting:
         step_time=step_time(scenario.step_time),
         scrape_age_s=scenario.scrape_age.total_seconds(),
         faults=_faults(scenario, fleet),
+        models=[group_model(scenario, i) for i in range(len(scenario.replicas))] if scenario.plan else (),
     )
 
 
@@ -126,7 +127,7 @@ def replicas(scenario: Scenario) -> list[Replica]:
     for index, group in enumerate(scenario.replicas):
         model, lane = group_model(scenario, index), group.lane or highest(scenario)
         if lane not in scenario.classes:
-            raise _unknown(f"replicas[{index}].lane", lane, scenario.classes, "classes")
+            raise unknown(f"replicas[{index}].lane", lane, scenario.classes, "classes")
         stem = f"{shown(model)}-{lane}"
         config = group.engine.config() if group.engine else None
         for _ in range(group.count):
@@ -141,7 +142,7 @@ def _faults(scenario: Scenario, fleet: Iterable[Replica]) -> list[Fault]:
     result = []
     for index, fault in enumerate(scenario.faults):
         if fault.replica not in names:
-            raise _unknown(f"faults[{index}].replica", fault.replica, names, "replicas")
+            raise unknown(f"faults[{index}].replica", fault.replica, names, "replicas")
         result.append(
             Fault(
                 kind=fault.kind,
@@ -169,10 +170,10 @@ def _streams(scenario: Scenario, index: int, spec: StreamSpec) -> Iterator[Strea
         )
     for (name, tenant, model), rows in parts.items():
         if name not in scenario.classes:
-            raise _unknown(f"{field}.class", name, scenario.classes, "classes")
+            raise unknown(f"{field}.class", name, scenario.classes, "classes")
         serving = {shown(group_model(scenario, i)) for i in range(len(scenario.replicas))}
         if shown(key(model)) not in serving:
-            raise _unknown(f"{field}.model", model, serving, "the models of replicas")
+            raise unknown(f"{field}.model", model, serving, "the models of replicas")
         own = (name, tenant, model) if len(parts) > 1 else ()
         paired = trace is not None and spec.lengths is None
         yield Stream(
@@ -290,13 +291,16 @@ def _unique(streams: Iterable[Stream]) -> None:
         seen.add(stream.name)
 
 
-def _fit(scenario: Scenario, fleet: Iterable[Replica], streams: Iterable[Stream]) -> None:
+def _fit(scenario: Scenario, streams: Iterable[Stream]) -> None:
     """Refuse requests that some engine of their model could never hold."""
     smallest: dict[ModelKey, int] = {}
     default = scenario.engine.config()
-    for replica in fleet:
-        held = (replica.config or default).kv_tokens
-        smallest[replica.model] = min(held, smallest.get(replica.model, held))
+    for index, group in enumerate(scenario.replicas):
+        model, held = (
+            group_model(scenario, index),
+            (group.engine.config() if group.engine else default).kv_tokens,
+        )
+        smallest[model] = min(held, smallest.get(model, held))
     for stream in streams:
         longest = max(x.prompt + x.output - 1 for x in stream.lengths)
         if longest > smallest[stream.model]:
@@ -307,7 +311,8 @@ def _fit(scenario: Scenario, fleet: Iterable[Replica], streams: Iterable[Stream]
             )
 
 
-def _unknown(field: str, name: str, known: Iterable[str], where: str) -> ScenarioError:
+def unknown(field: str, name: str, known: Iterable[str], where: str) -> ScenarioError:
+    """A name that is not there, with the nearest that is."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there: {', '.join(names[:12])}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tidegate.core.types import Objectives
+from tidegate.sim.cluster.usage import Usage
 from tidegate.sim.fleet import Run, Setting
 from tidegate.sim.records import Figures, Record, State, figures, judged
 
@@ -47,7 +48,10 @@ class Points:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What is kept of one run. `rows` are by class and tenant, None standing for all tenants."""
+    """What is kept of one run. `rows` are by class and tenant, None standing for all tenants.
+
+    `usage` is who had which GPUs, None where replicas were fixed.
+    """
 
     arm: str
     seed: int
@@ -55,9 +59,10 @@ class Outcome:
     totals: dict[str, float]
     rows: dict[tuple[str, str | None], dict[str, float]]
     points: dict[str, Points]
+    usage: Usage | None = None
 
 
-def outcome(run: Run, arm: str, wall_s: float) -> Outcome:
+def outcome(run: Run, arm: str, wall_s: float, usage: Usage | None = None) -> Outcome:
     """What is kept of a run of the arm of this name that took `wall_s` of real time."""
     rows: dict[tuple[str, str | None], dict[str, float]] = {}
     points: dict[str, Points] = {}
@@ -76,7 +81,7 @@ def outcome(run: Run, arm: str, wall_s: float) -> Outcome:
         "recomputed_tokens": run.recomputed_tokens,
         "replicas_used": len({r.address for r in run.records if r.address}),
     }
-    return Outcome(arm, run.seed, wall_s, totals, rows, points)
+    return Outcome(arm, run.seed, wall_s, totals, rows, points, usage)
 
 
 def row(records: Sequence[Record], qos_class: str, setting: Setting) -> dict[str, float]:

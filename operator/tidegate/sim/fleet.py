@@ -20,7 +20,7 @@ from tidegate.sim.bulk import Bulk
 from tidegate.sim.pipeline import Pipeline, StepTime
 from tidegate.sim.records import Record, State
 from tidegate.sim.router import Arm
-from tidegate.sim.types import EngineConfig, Policy, Request, TokenEvent
+from tidegate.sim.types import Counters, EngineConfig, Policy, Request, TokenEvent
 from tidegate.sim.workload import Arrival, Stream
 
 TICK_S: Final = 0.25
@@ -80,6 +80,8 @@ class Setting:
     step_time: StepTime = LLAMA3_8B_A100.seconds
     scrape_age_s: float = 0.05
     faults: Sequence[Fault] = ()
+    models: Sequence[ModelKey] = ()
+    """Models that may come to have replicas though none is there yet (`sim.cluster`)."""
 
     def __post_init__(self) -> None:
         """Refuse a window in which nothing would be measured, and names that are not there."""
@@ -88,7 +90,7 @@ class Setting:
         for stream in self.streams:
             if stream.qos_class not in self.classes:
                 raise ValueError(f"stream {stream.name}: class {stream.qos_class!r} is not defined")
-            if all(r.model != stream.model for r in self.replicas):
+            if stream.model not in (*self.models, *(r.model for r in self.replicas)):
                 raise ValueError(f"stream {stream.name}: no replica serves {'/'.join(stream.model)}")
 
 
@@ -112,6 +114,7 @@ class _Site:
         self.replica, self.config = replica, config
         self.step_time = step_time
         self.slow, self.deaf, self.alive = 1.0, False, True
+        self.draining = self.lent = False
         self.epoch = 0
         self.restart()
 
@@ -145,17 +148,12 @@ class Fleet:
         self._all: list[Record] = []
         self._streams: dict[int, Stream] = {}
         self._closed: dict[str, Iterator[Arrival]] = {}
-        policy = Policy.PRIORITY if arm.engine_priority else Policy.FCFS
         replicas = list(setting.replicas)
         if arm.lanes is not None:
             lanes = arm.lanes(len(replicas))
             replicas = [replace(r, lane=lane) for r, lane in zip(replicas, lanes, strict=True)]
-        self._sites = {
-            r.address: _Site(
-                r, arm.engine(r.lane, (r.config or setting.config).with_policy(policy)), setting.step_time
-            )
-            for r in replicas
-        }
+        self._sites = {r.address: self._site(r) for r in replicas}
+        self._gone: list[Counters] = []
         order = sorted({c.priority for c in setting.classes.values()}, reverse=True)
         self._priority = {
             name: order.index(c.priority) if arm.engine_priority else 0 for name, c in setting.classes.items()
@@ -167,9 +165,9 @@ class Fleet:
         self._tell_world()
         for stream in setting.streams:
             self._start(stream)
-        for index, address in enumerate(self._sites):
+        for index, site in enumerate(self._sites.values()):
             # Engines are asked one after the other, spread over the period.
-            self._at(SCRAPE_S * index / len(self._sites), partial(self._scrape, address))
+            self._at(SCRAPE_S * index / len(self._sites), partial(self._scrape, site))
         for fault in setting.faults:
             self._at(fault.start_s, partial(self._fault, fault, begins=True))
             self._at(fault.end_s, partial(self._fault, fault, begins=False))
@@ -182,7 +180,7 @@ class Fleet:
                 self._pump()
         self.now = setting.seconds
         self._note_progress("end")
-        counters = [site.engine.counters for site in self._sites.values()]
+        counters = [*self._gone, *(site.engine.counters for site in self._sites.values())]
         return Run(
             arm=self.arm.name,
             seed=self.seed,
@@ -192,6 +190,42 @@ class Fleet:
             recomputed_tokens=sum(c.recomputed_tokens for c in counters),
             steps=sum(c.steps for c in counters),
         )
+
+    # ── replicas that come and go ───────────────────────────────────────────────────────────────
+
+    def at(self, time_s: float, what: Callable[[], None]) -> None:
+        """Have something done at a time that has not passed yet."""
+        self._at(time_s, what)
+
+    def add_replica(self, replica: Replica) -> None:
+        """A replica is ready."""
+        site = self._sites[replica.address] = self._site(replica)
+        self._tell_world()
+        self._scrape(site)
+
+    def note_replica(self, address: str, *, draining: bool, lent: bool) -> None:
+        """What the picker is told of a replica: nothing more is to come, and whose GPUs it stands on."""
+        site = self._sites[address]
+        if (site.draining, site.lent) != (draining, lent):
+            site.draining, site.lent = draining, lent
+            self._tell_world()
+
+    def remove_replica(self, address: str) -> int:
+        """A replica ends; what runs there is lost, or asked for again. Returns tokens thrown away."""
+        site = self._sites.pop(address)
+        lost = sum(tokens for _, tokens in site.engine.progress())
+        self._gone.append(site.engine.counters)
+        self._lose(site)
+        return lost
+
+    def in_flight(self, address: str) -> int:
+        """Requests that were sent there and have not ended."""
+        return self.router.held(address)[0]
+
+    def _site(self, replica: Replica) -> _Site:
+        policy = Policy.PRIORITY if self.arm.engine_priority else Policy.FCFS
+        config = (replica.config or self.setting.config).with_policy(policy)
+        return _Site(replica, self.arm.engine(replica.lane, config), self.setting.step_time)
 
     # ── events ──────────────────────────────────────────────────────────────────────────────────
 
@@ -303,9 +337,11 @@ class Fleet:
             self._look()
             self._again(record)
 
-    def _scrape(self, address: str) -> None:
-        site, asked_s = self._sites[address], self.now
-        self._at(self.now + SCRAPE_S, partial(self._scrape, address))
+    def _scrape(self, site: _Site) -> None:
+        address, asked_s = site.replica.address, self.now
+        if self._sites.get(address) is not site:
+            return  # it is gone
+        self._at(self.now + SCRAPE_S, partial(self._scrape, site))
         if site.deaf or not site.alive:
             return
         before, engine = self.router.held(address), site.engine
@@ -319,8 +355,9 @@ class Fleet:
         )
 
         def hear() -> None:
-            self.router.report(address, report, *before)
-            self._look()
+            if self._sites.get(address) is site:
+                self.router.report(address, report, *before)
+                self._look()
 
         self._at(asked_s + self.setting.scrape_age_s, hear)
 
@@ -331,7 +368,9 @@ class Fleet:
         self._at(self.now + TICK_S, partial(self._tick, progress))
 
     def _fault(self, fault: Fault, *, begins: bool) -> None:
-        site = self._sites[fault.address]
+        site = self._sites.get(fault.address)
+        if site is None:
+            return  # it is not there now
         if fault.kind == "slow":
             site.slow = fault.factor if begins else 1.0
         elif fault.kind == "deaf":
@@ -366,15 +405,16 @@ class Fleet:
         ranked = sorted(self.setting.classes.values(), key=lambda c: (-c.priority, c.name))
         names = tuple(c.name for c in ranked)
         sites = [s for s in self._sites.values() if s.alive]
-        models = {
-            s.replica.model: Model(s.replica.model, names, startable=True) for s in self._sites.values()
-        }
+        keys = (*(s.replica.model for s in self._sites.values()), *self.setting.models)
+        models = {key: Model(key, names, startable=True) for key in keys}
         endpoints = [
             Endpoint(
                 s.replica.address,
                 s.replica.model,
                 s.replica.lane,
                 slots=s.config.max_num_seqs,
+                draining=s.draining,
+                lent=s.lent,
                 chunk=s.config.max_num_batched_tokens,
             )
             for s in sites

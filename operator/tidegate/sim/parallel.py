@@ -14,6 +14,8 @@ from multiprocessing import connection, resource_tracker
 from typing import Any, Final, NamedTuple
 
 from tidegate.sim import build
+from tidegate.sim.cluster.build import cluster
+from tidegate.sim.cluster.run import PlannedFleet
 from tidegate.sim.contest import Outcome, outcome
 from tidegate.sim.fleet import Fleet
 from tidegate.sim.fleet_arms.registry import arm
@@ -155,17 +157,21 @@ def _run(number: int, name: str, seed: int) -> Outcome:
         shared.done_s[number] = now_s
 
     setting = build.setting(shared.scenario)
+    spec, usage = cluster(shared.scenario, setting), None
     try:
-        fleet = Fleet(setting, arm(name), seed)
+        fleet = PlannedFleet(setting, spec, arm(name), seed) if spec else Fleet(setting, arm(name), seed)
     except ValueError as error:
         raise ScenarioError(f"arm {name}: {error}") from error
     began = time.perf_counter()
     # Nothing here is garbage before the run's end; looking for it takes a tenth of the time.
     gc.disable()
     try:
-        run = fleet.run(note)
+        if isinstance(fleet, PlannedFleet):
+            run, usage = fleet.run(note)
+        else:
+            run = fleet.run(note)
     finally:
         gc.enable()
-    result = outcome(run, name, time.perf_counter() - began)
+    result = outcome(run, name, time.perf_counter() - began, usage)
     shared.done_s[number] = shared.scenario.seconds
     return result

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any, Final
 
 from tidegate.sim.build import classes
+from tidegate.sim.cluster.plot import gpus
 from tidegate.sim.contest import Outcome, sample_times
 from tidegate.sim.scenario import Scenario
 
@@ -21,7 +22,10 @@ _MOST_POINTS: Final = 4000
 
 
 def write(scenario: Scenario, outcomes: Sequence[Outcome], out: Path) -> list[Path]:
-    """Write ttft-cdf.png, ttft-time.png, in-flight.png and tokens.png; returns their paths."""
+    """Write ttft-cdf.png, ttft-time.png, in-flight.png, tokens.png and, where planned, gpus.png.
+
+    Returns their paths.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -31,6 +35,7 @@ def write(scenario: Scenario, outcomes: Sequence[Outcome], out: Path) -> list[Pa
             _over_time(scenario, outcomes, out / "ttft-time.png"),
             _in_flight(scenario, outcomes, out / "in-flight.png"),
             _tokens(scenario, outcomes, out / "tokens.png"),
+            *([_gpus(scenario, outcomes, out / "gpus.png")] if all(o.usage for o in outcomes) else []),
         ]
 
 
@@ -157,6 +162,20 @@ def _in_flight(scenario: Scenario, outcomes: Sequence[Outcome], path: Path) -> P
     axes[0].set_ylim(bottom=0)
     _legend(figure, axes)
     figure.suptitle("Requests in flight by class")
+    return _save(figure, path)
+
+
+def _gpus(scenario: Scenario, outcomes: Sequence[Outcome], path: Path) -> Path:
+    """Who had which GPUs; the first seed."""
+    figure, axes = _row(scenario, outcomes, height=4.0)
+    for axis, (arm, mine) in zip(axes, _arms(outcomes).items(), strict=True):
+        usage = mine[0].usage
+        if usage is not None:
+            gpus(axis, usage, _colours(scenario))
+        axis.set(title=arm)
+    axes[0].set_ylabel("GPUs")
+    _legend(figure, axes)
+    figure.suptitle("GPUs by class (hatched: borrowed; pale: the replica starts)")
     return _save(figure, path)
 
 

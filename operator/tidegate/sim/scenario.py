@@ -14,6 +14,7 @@ from tidegate.api.common import Duration, LabelName, PositiveDuration, Spec, par
 from tidegate.api.problems import describe
 from tidegate.api.qosclass import QoSClassSpec
 from tidegate.core.steptime import LLAMA3_8B_A100
+from tidegate.sim.cluster.fields import PlanSpec
 from tidegate.sim.types import EngineConfig
 
 _ENGINE: Final = EngineConfig()
@@ -79,7 +80,8 @@ class Group(Spec):
     model: ModelName | None = None
     lane: LabelName | None = None
     """A class. Left out: the one with the highest priority."""
-    count: Count = 1
+    count: Annotated[int, Field(ge=0, le=1_000_000)] = 1
+    """0 only where replicas are planned: then it says what a model's would be like."""
     gpus: Annotated[int, Field(ge=1, le=1024)] = 1
     """Of one replica; for what-if questions about GPUs."""
     speed: Positive = 1.0
@@ -204,6 +206,15 @@ class Scenario(Spec):
     scrape_age: Duration = timedelta(milliseconds=50)
     streams: Annotated[list[StreamSpec], Field(min_length=1)]
     faults: list[FaultSpec] = Field(default_factory=list)
+    plan: PlanSpec | None = None
+    """Set: replicas are planned and placed, and `replicas` are those that stand at the beginning."""
+
+    @model_validator(mode="after")
+    def _somebody_serves(self) -> Self:
+        for index, group in enumerate(self.replicas):
+            if self.plan is None and group.count == 0:
+                raise ValueError(f"must set replicas[{index}].count to at least 1, or plan")
+        return self
 
     @classmethod
     def load(cls, path: Path) -> Self:

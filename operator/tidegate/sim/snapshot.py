@@ -21,6 +21,7 @@ from tidegate.facts.classes import default_class, qos_class
 from tidegate.facts.endpoints import world
 from tidegate.facts.lanes import served
 from tidegate.sim.build import SHIPPED, shown
+from tidegate.sim.cluster.survey import plan_of
 from tidegate.sim.scenario import Engine
 
 SECONDS: Final = 600
@@ -49,7 +50,7 @@ class Traffic(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What could be read. `pods` and `traffic` None: nobody could say; `kv_tokens` is by address."""
+    """What could be read. `pods`, `traffic`, `nodes` None: nobody could say; `kv_tokens` is by address."""
 
     classes: Sequence[QoSClass]
     models: Sequence[ModelDeployment]
@@ -59,6 +60,7 @@ class Seen:
     kv_tokens: Mapping[str, int] = field(default_factory=dict)
     idle_gpus: Mapping[str, float] = field(default_factory=dict)
     window_s: float = 0.0
+    nodes: Sequence[Mapping[str, Any]] | None = None
 
 
 class NothingToSimulateError(ValueError):
@@ -154,7 +156,10 @@ def document(seen: Seen) -> dict[str, Any]:
             f"no replica of {len(seen.models)} ModelDeployments serves now, so there is nothing to simulate"
         )
     streams = list(_streams(seen, lanes, notes))
-    engines = [_engine(lane) for lane in lanes]
+    serving = list({lane.key: lane.model for lane in lanes}.values())
+    names = [c.metadata.name for c in _ranked(seen)]
+    plan = plan_of(seen.pools, seen.nodes, serving, names, default_class(seen.classes), notes)
+    engines = _alike(lanes, notes) if plan else [_engine(lane) for lane in lanes]
     common = Counter(tuple(e.items()) for e in engines).most_common(1)[0][0]
     notes += [*_engine_notes(lanes), *_pool_notes(seen)]
     return {
@@ -167,8 +172,19 @@ def document(seen: Seen) -> dict[str, Any]:
             for lane, own in zip(lanes, engines, strict=True)
         ],
         "engine": dict(common),
+        **({"plan": plan} if plan else {}),
         "streams": streams,
     }
+
+
+def _alike(lanes: Sequence[_Lane], notes: list[str]) -> list[dict[str, int]]:
+    """Engines of lanes where the plan moves replicas: those of a model are its first lane's."""
+    first: dict[ModelKey, dict[str, int]] = {}
+    for lane in lanes:
+        own = _engine(lane)
+        if first.setdefault(lane.key, own) != own:
+            notes.append(f"{shown(lane.key)}: engines of its lanes differ; all are as the highest's here")
+    return [first[lane.key] for lane in lanes]
 
 
 def _ranked(seen: Seen) -> list[QoSClass]:

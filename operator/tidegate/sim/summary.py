@@ -13,6 +13,9 @@ from rich.text import Text
 
 from tidegate.api.common import format_duration
 from tidegate.sim.build import classes
+from tidegate.sim.cluster import report
+from tidegate.sim.cluster.build import problems
+from tidegate.sim.cluster.usage import Usage
 from tidegate.sim.contest import FIGURES, TOTALS, Outcome, promises_nothing
 from tidegate.sim.records import deadline_s
 from tidegate.sim.scenario import Scenario
@@ -49,7 +52,7 @@ def summarise(scenario: Scenario, outcomes: Sequence[Outcome], *, whole: bool) -
         "gpus": gpus(scenario),
         "complete": whole,
         "arms": {arm: _arm([o for o in outcomes if o.arm == arm]) for arm in _arms(outcomes)},
-        "notes": [*scenario.notes, *unjudged(scenario)],
+        "notes": [*scenario.notes, *problems(scenario), *unjudged(scenario)],
     }
 
 
@@ -61,7 +64,13 @@ def _arm(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             {"qos_class": name, "tenant": tenant} | {figure: value.to_json() for figure, value in row.items()}
             for (name, tenant), row in _rows(outcomes).items()
         ],
+        **({"gpus": report.to_json(usages)} if (usages := _usages(outcomes)) else {}),
     }
+
+
+def _usages(outcomes: Iterable[Outcome]) -> list[Usage]:
+    """Who had the GPUs, by seed; nothing where replicas were fixed."""
+    return [o.usage for o in outcomes if o.usage is not None]
 
 
 def _arms(outcomes: Iterable[Outcome]) -> list[str]:
@@ -103,8 +112,12 @@ def _duration(seconds: float) -> str:
 
 
 def tables(scenario: Scenario, outcomes: Sequence[Outcome]) -> RenderableType:
-    """What every class and tenant got, arm under arm, and what every arm did."""
-    return Group(_by_class(scenario, outcomes), _by_arm(scenario, outcomes))
+    """What every class and tenant got, arm under arm, what every arm did, and who had the GPUs."""
+    found: list[RenderableType] = [_by_class(scenario, outcomes), _by_arm(scenario, outcomes)]
+    by_arm = {arm: _usages(o for o in outcomes if o.arm == arm) for arm in _arms(outcomes)}
+    if all(by_arm.values()):
+        found.append(report.table(by_arm, sorted(scenario.classes, key=lambda n: _order(scenario, n))))
+    return Group(*found)
 
 
 def _by_class(scenario: Scenario, outcomes: Sequence[Outcome]) -> Table:
@@ -176,7 +189,7 @@ def _by_arm(scenario: Scenario, outcomes: Sequence[Outcome]) -> Table:
             str(len(mine)),
             f"{preempted.median:,.0f}",
             f"{recomputed.median:,.0f}",
-            f"{used.median:.0f} of {total}",
+            f"{used.median:.0f}" + ("" if scenario.plan else f" of {total}"),
             str(gpus(scenario)),
             f"{sum(o.wall_s for o in mine):.1f} s",
         )

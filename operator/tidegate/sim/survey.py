@@ -40,11 +40,12 @@ class Survey:
             models = await self._read(kube, kinds.MODEL_DEPLOYMENT, ModelDeployment, needed=True)
             pools = await self._read(kube, kinds.GPU_POOL, GPUPool)
             pods = await self._pods(kube, models)
+            nodes = await self._nodes(kube)
         async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
             seen = await self._traffic(client)
             kv_tokens = await self._kv_tokens(client)
             idle = await self._idle(client)
-        return Seen(classes, models, pools, pods, seen, kv_tokens, idle, self.window_s)
+        return Seen(classes, models, pools, pods, seen, kv_tokens, idle, self.window_s, nodes)
 
     async def _read(self, kube: Kube, kind: Kind, model: type[Any], *, needed: bool = False) -> list[Any]:
         """All objects of a kind that can be understood."""
@@ -74,6 +75,14 @@ class Survey:
             self.problems.append(f"pods cannot be listed: {error}")
             return None
         return list({pod["metadata"]["uid"]: pod for items, _ in listed for pod in items}.values())
+
+    async def _nodes(self, kube: Kube) -> list[dict[str, Any]] | None:
+        """All nodes; None when they could not be listed."""
+        try:
+            return (await kube.list(kinds.NODE))[0]
+        except ApiError as error:
+            self.problems.append(f"nodes cannot be listed: {error}")
+            return None
 
     async def _traffic(self, client: httpx.AsyncClient) -> dict[LaneName, Traffic] | None:
         """Arrivals over all pickers; None when none of them answered twice."""

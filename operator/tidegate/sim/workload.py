@@ -165,6 +165,19 @@ def summary_lengths(most_output: int = 1000) -> tuple[Length, ...]:
 
 
 @cache
+def day_rates(category: str) -> tuple[float, ...]:
+    """Requests a second in the 144 ten-minute bins of a day of ServeGen: `m-mid` or `m-small`.
+
+    Raises:
+        ValueError: there is no such category.
+    """
+    found = [row for row in rows("servegen_days.csv") if row["category"] == category]
+    if not found:
+        raise ValueError(f"category {category!r} is not in servegen_days.csv")
+    return tuple(float(row["requests_per_s"]) for row in found)
+
+
+@cache
 def chat_arrivals() -> tuple[float, ...]:
     """Seconds at which the chat requests came."""
     return tuple(float(row["arrival_s"]) for row in rows("azure_conv.csv"))

@@ -8,9 +8,11 @@ from tidegate.core.place.cover import blocks, shortfalls
 from tidegate.core.place.decide import Feasible, Preemption, Why
 from tidegate.core.place.filter import SHORT_LIST, feasible
 from tidegate.core.place.preempt import MAX_GRANTS, victims
-from tidegate.core.place.view import Assumed, Grant, View
+from tidegate.core.place.view import ASSUME_S, GRANT_SLACK_S, Assumed, Grant, View
 
 __all__ = [
+    "ASSUME_S",
+    "GRANT_SLACK_S",
     "MAX_GRANTS",
     "SHORT_LIST",
     "Assumed",

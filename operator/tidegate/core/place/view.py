@@ -9,12 +9,19 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from tidegate.core.place.cover import Need, Shape, blocks
 from tidegate.core.quota import Ground, Standing, spare_pods, standing
 from tidegate.core.types import Node, Pod, Pool, QoSClass, Reclaim, Reservation
 
 AgeKey = tuple[float, str]
+
+ASSUME_S: Final = 30.0
+"""How long an answered placement counts unseen. Binding takes milliseconds; kube-scheduler's own
+assumption ends with the binding, whose API calls time out after this long."""
+GRANT_SLACK_S: Final = 30.0
+"""Beyond the pool's drain timeout: deleting, killing and a last try of the pod's back-off (10 s)."""
 
 
 @dataclass(frozen=True, slots=True)

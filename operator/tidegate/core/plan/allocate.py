@@ -129,7 +129,7 @@ class _Round:
     """One class's turn in one stage: what cannot be found any more is not looked for again."""
 
     stage: Stage
-    no_block: dict[tuple[int, bool, bool], Refusal] = field(default_factory=dict)
+    no_block: dict[tuple[int, bool, bool, tuple[str, str] | None], Refusal] = field(default_factory=dict)
     victims: dict[tuple[int, bool, bool], Victims] = field(default_factory=dict)
 
 
@@ -255,7 +255,9 @@ class _Work:
         claim = self._quotas.home(key, gpus) is not None
         firm = not share.reclaimable()
         kind = (gpus, firm and not claim, claim)
-        refusal = self._not_allowed(this, share, gpus, claim) or this.no_block.get(kind)
+        # Without a claim the replicas of its own model are spared, so another model may find what it did not.
+        looked = (*kind, None if claim else (share.want.model.namespace, share.want.model.name))
+        refusal = self._not_allowed(this, share, gpus, claim) or this.no_block.get(looked)
         if refusal is None and not this.stage.displaces and share.handed:
             refusal = reasons.HANDS_OVER, "it hands GPUs over to higher classes"
         if refusal is not None:
@@ -271,8 +273,8 @@ class _Work:
         if at is None and this.stage.displaces and (claim or share.want.reason != reasons.DEMAND_STALE):
             at, ready = self._displace(this, share, kind, allowed), claim
         if at is None:
-            this.no_block[kind] = self._no_block(this, kind)
-            return this.no_block[kind]
+            this.no_block[looked] = self._no_block(this, kind)
+            return this.no_block[looked]
         self._board.take(at, gpus, firm)
         borrows = self._quotas.grant(key, gpus, not firm, at)
         if ready:
@@ -298,7 +300,13 @@ class _Work:
         if kind not in this.victims:
             may_go = (lambda _: True) if claim else self._can_hand_over
             this.victims[kind] = self._board.victims(gpus, share.want.qos, self._classes, self._now, may_go)
-        found = this.victims[kind].best(allowed)
+        # Its own model's replicas serve it as they are: to move one here would cost a start for nothing.
+        model = (share.want.model.namespace, share.want.model.name)
+
+        def spared(seat: Seat) -> bool:
+            return share.want.shares and not claim and not seat.lent and _lane_of(seat)[:2] == model
+
+        found = this.victims[kind].best(allowed, spared)
         if found is None:
             return None
         at, seats = found

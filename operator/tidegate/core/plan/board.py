@@ -170,24 +170,37 @@ class Victims:
             entry = (*_loss(chosen), max(s.priority for s in chosen), youngest, at, free, chosen, seats)
             heapq.heappush(self._heap, entry)
 
-    def best(self, allowed: Callable[[int], bool]) -> tuple[int, list[Seat]] | None:
+    def best(
+        self, allowed: Callable[[int], bool], spared: Callable[[Seat], bool] = lambda _: False
+    ) -> tuple[int, list[Seat]] | None:
         """Take the node where the least is lost, with who must go; None when there is none.
 
         The node is offered again on the next call: it may hold another block. Nodes that are not
-        `allowed` are passed over for good.
+        `allowed` are passed over for good; seats that are `spared` only this time, and a node where
+        the least loss would be one of those comes after all others.
         """
-        board = self._board
-        while self._heap:
+        board, found = self._board, None
+        aside: list[tuple[int, list[Seat]]] = []
+        while self._heap and found is None:
             *_, at, free, chosen, seats = heapq.heappop(self._heap)
             if not allowed(at):
                 continue
-            if free == board.free[at] and all(board.alive(s) for s in chosen):
+            if free != board.free[at] or not all(board.alive(s) for s in chosen):
+                if free != board.free[at] or not all(board.alive(s) for s in seats):
+                    self.offer(at, [s for s in seats if board.alive(s)])
+            elif any(spared(s) for s in chosen):
+                aside.append((at, seats))
+            else:
+                found = at, chosen
                 # Looked at again, and found changed, when its turn comes.
                 heapq.heappush(self._heap, (*_loss(chosen), chosen[0].priority, 0.0, at, -1, chosen, seats))
-                return at, chosen
-            if free != board.free[at] or not all(board.alive(s) for s in seats):
-                self.offer(at, [s for s in seats if board.alive(s)])
-        return None
+        for at, seats in aside:
+            alive = [s for s in seats if board.alive(s)]
+            if found is None:
+                others = _enough([s for s in alive if not spared(s)], self._gpus - board.free[at])
+                found = (at, others) if others else None
+            self.offer(at, alive)
+        return found
 
 
 def _loss(chosen: list[Seat]) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ class Want:
 
     `need` is what its demand asks for. `target` is how many to find GPUs for, of which the first
     `firm` may displace what is borrowed; the rest only soaks up idle GPUs. `fixed` lanes (paused,
-    External) stand as they are.
+    External) stand as they are. `shares`: replicas of lower lanes of its model serve it as they are.
     """
 
     lane: Lane
@@ -29,6 +29,7 @@ class Want:
     reason: str
     message: str
     fixed: bool = False
+    shares: bool = False
 
 
 def replicas_needed(demand: Demand, ability: Ability, horizon_s: float, policy: Policy) -> float:
@@ -180,7 +181,8 @@ def _settle(
     wish_now = max(own, soak if qos.may_borrow else 0)
     target, note = _calm(lane, model, wish_now, memory.calm.get(lane.key), policy, now)
     firm = min(own, target) if qos.may_borrow else target
-    return Want(lane, model, qos, need, target, firm, *_why(lane, need, carried, target, wish_now)), note
+    why = _why(lane, need, carried, target, wish_now)
+    return Want(lane, model, qos, need, target, firm, *why, shares=policy.share_lanes), note
 
 
 def _calm(
