@@ -300,12 +300,13 @@ class _Work:
         if kind not in this.victims:
             may_go = (lambda _: True) if claim else self._can_hand_over
             this.victims[kind] = self._board.victims(gpus, share.want.qos, self._classes, self._now, may_go)
+        key = share.want.lane.key
+
+        def serves(seat: Seat) -> bool:
+            return seat.pod.model == key.model and seat.pod.namespace == key.namespace and not seat.lent
+
         # Its own model's replicas serve it as they are: to move one here would cost a start for nothing.
-        model = (share.want.model.namespace, share.want.model.name)
-
-        def spared(seat: Seat) -> bool:
-            return share.want.shares and not claim and not seat.lent and _lane_of(seat)[:2] == model
-
+        spared = serves if share.want.shares and not claim else None
         found = this.victims[kind].best(allowed, spared)
         if found is None:
             return None
