@@ -300,12 +300,13 @@ class _Work:
         if kind not in this.victims:
             may_go = (lambda _: True) if claim else self._can_hand_over
             this.victims[kind] = self._board.victims(gpus, share.want.qos, self._classes, self._now, may_go)
-        # Its own model's replicas serve it as they are: to move one here would cost a start for nothing.
-        model = (share.want.model.namespace, share.want.model.name)
+        carriers = share.want.carriers
 
-        def spared(seat: Seat) -> bool:
-            return share.want.shares and not claim and not seat.lent and _lane_of(seat)[:2] == model
+        def carries(seat: Seat) -> bool:
+            return not seat.lent and _lane_of(seat) in carriers
 
+        # What carries its demand serves it as it is: to move that here would cost a start for nothing.
+        spared = carries if carriers and not claim else None
         found = this.victims[kind].best(allowed, spared)
         if found is None:
             return None

@@ -171,7 +171,7 @@ class Victims:
             heapq.heappush(self._heap, entry)
 
     def best(
-        self, allowed: Callable[[int], bool], spared: Callable[[Seat], bool] = lambda _: False
+        self, allowed: Callable[[int], bool], spared: Callable[[Seat], bool] | None = None
     ) -> tuple[int, list[Seat]] | None:
         """Take the node where the least is lost, with who must go; None when there is none.
 
@@ -188,7 +188,7 @@ class Victims:
             if free != board.free[at] or not all(board.alive(s) for s in chosen):
                 if free != board.free[at] or not all(board.alive(s) for s in seats):
                     self.offer(at, [s for s in seats if board.alive(s)])
-            elif any(spared(s) for s in chosen):
+            elif spared and any(map(spared, chosen)):
                 aside.append((at, seats))
             else:
                 found = at, chosen
@@ -196,7 +196,7 @@ class Victims:
                 heapq.heappush(self._heap, (*_loss(chosen), chosen[0].priority, 0.0, at, -1, chosen, seats))
         for at, seats in aside:
             alive = [s for s in seats if board.alive(s)]
-            if found is None:
+            if found is None and spared:
                 others = _enough([s for s in alive if not spared(s)], self._gpus - board.free[at])
                 found = (at, others) if others else None
             self.offer(at, alive)

@@ -17,7 +17,7 @@ class Want:
 
     `need` is what its demand asks for. `target` is how many to find GPUs for, of which the first
     `firm` may displace what is borrowed; the rest only soaks up idle GPUs. `fixed` lanes (paused,
-    External) stand as they are. `shares`: replicas of lower lanes of its model serve it as they are.
+    External) stand as they are. `carriers` are `Always` lanes of its model that carry some of its demand.
     """
 
     lane: Lane
@@ -29,7 +29,7 @@ class Want:
     reason: str
     message: str
     fixed: bool = False
-    shares: bool = False
+    carriers: frozenset[LaneKey] = frozenset()
 
 
 def replicas_needed(demand: Demand, ability: Ability, horizon_s: float, policy: Policy) -> float:
@@ -83,7 +83,7 @@ def wants(
         for place, (qos, lane) in enumerate(lanes):
             need, soak = demands[lane.key]
             below = [x.key for q, x in lanes[place + 1 :] if q.priority < qos.priority]
-            carried = 0
+            carried, before = 0, dict(lent)
             if policy.share_lanes and lane.pinned is None and not model.external:
                 carried = _carry(need - lane.replicas, below, spare, lent)
             want, note = _settle(
@@ -93,7 +93,13 @@ def wants(
                 keep = max(lane.replicas, lane.min_replicas)
                 text = f"no fresh demand figures: {keep} replicas stay as they are"
                 want, note = Want(lane, model, qos, keep, keep, keep, reasons.DEMAND_STALE, text), None
-            found[lane.key] = want
+            carriers = frozenset(
+                k
+                for k in below
+                if lent.get(k, 0) > before.get(k, 0)
+                and snapshot.classes[k.qos_class].reclaim is Reclaim.ALWAYS
+            )
+            found[lane.key] = replace(want, carriers=carriers)
             if note is not None:
                 calm[lane.key] = note
     return found, calm
@@ -182,7 +188,7 @@ def _settle(
     target, note = _calm(lane, model, wish_now, memory.calm.get(lane.key), policy, now)
     firm = min(own, target) if qos.may_borrow else target
     why = _why(lane, need, carried, target, wish_now)
-    return Want(lane, model, qos, need, target, firm, *why, shares=policy.share_lanes), note
+    return Want(lane, model, qos, need, target, firm, *why), note
 
 
 def _calm(
