@@ -10,6 +10,7 @@ So streamed requests keep off replicas on lent GPUs (unless their model has no o
 one waits for a safe replica, whole ones behind it may go to lent ones, and only there.
 """
 
+import bisect
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -135,6 +136,13 @@ class Flow:
         Within a model nothing overtakes a blocked head of a higher class, unless on endpoints that
         are not for it.
         """
+        done = sent = self._round(now)
+        while sent and self._owed:  # what was sent counts for minimum shares
+            sent = self._round(now)
+            done += sent
+        return done
+
+    def _round(self, now: float) -> list[Dispatch]:
         turns: dict[ModelKey, Turn] = {}
         done, stopped = self._pay(turns, now)
         models = {key[0] for key, line in self._lines.items() if line} - stopped
@@ -334,7 +342,7 @@ class Flow:
         return now - max(waits.since, self._lines[self._line_key(waits.ask)].sent_s) > _STARVES_S
 
     def _choose(self, waits: Waiting, turn: Turn, now: float, *, gated: bool) -> tuple[Waiting, str | NoRoom]:
-        """Who goes, and where: the head, or to the front a patient one near it whose prompt is short."""
+        """Who goes, and where: the head, or to the front a patient one near it that is soon done."""
         room, head = self._room, waits.ask
         need, found = room.need(head, turn), room.candidates(head, turn, now, gated=gated)
         if not (gated and turn.front and self.policy.pack.short):
@@ -343,11 +351,16 @@ class Flow:
         if not isinstance(chosen, NoRoom) or all(c.kept_clear for c in found if c.front):
             return waits, chosen
         # One that may go nowhere else goes to the front itself, or a long prompt would wait for ever.
-        one = waits
+        near = [waits]
         if room.behind(head, turn):
-            one = self._lines[self._line_key(head)].shortest(waits, whole_only=turn.passing)
-        ahead = (c for c in room.candidates(one.ask, turn, now, gated=gated) if c.front)
-        return one, pick.choose(room.need(one.ask, turn), ahead)
+            near = self._lines[self._line_key(head)].near(waits, whole_only=turn.passing)
+        shortest = near[0].ask
+        ahead = (c for c in room.candidates(shortest, turn, now, gated=gated) if c.front)
+        address = pick.choose(room.need(shortest, turn), ahead)
+        if isinstance(address, NoRoom):
+            return near[0], address
+        soon = bisect.bisect_left(near, True, key=lambda one: not room.soon_done(one.ask, address, turn, now))
+        return near[max(0, soon - 1)], address
 
     def _send(self, one: Waiting, address: str, now: float) -> Dispatch:
         ask = one.ask

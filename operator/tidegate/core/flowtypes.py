@@ -57,6 +57,8 @@ class Pack:
             and none of it more patient requests than `front_patient`.
         pace: no patient prefill where it would hold somebody up beyond the pace that was promised,
             less `margin_s`.
+        short: the front takes, of the patient prompts near the head, the longest that is computed
+            within `short_s`: who is behind it waits so long at most.
         utilisation: of the front's time, what the prefill of urgent work takes when the front is as
             small as it may be.
     """
@@ -66,12 +68,13 @@ class Pack:
     clear: bool = True
     pace: bool = True
     short: bool = True
-    spill: float = 0.3
-    clear_share: float = 0.34
-    front_patient: int = 10
+    spill: float = 0.35
+    clear_share: float = 0.5
+    front_patient: int = 12
     margin_s: float = 0.1
     utilisation: float = 0.48
     ahead_s: float = 0.1
+    short_s: float = 0.14
 
 
 @dataclass(frozen=True, slots=True)

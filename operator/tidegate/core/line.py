@@ -21,7 +21,7 @@ from tidegate.core.flowtypes import Ask
 from tidegate.core.load import Rate
 
 _LOOK: Final = 64
-"""So many of those in front are looked at for one with a short prompt."""
+"""So many of those in front are looked at for one whose prompt suits."""
 PROMPT_WEIGHT, OUTPUT_WEIGHT = 1, 2
 """What a token counts, as in VTC: one that is generated takes about twice the time of one that is read."""
 _REMEMBERED: Final = 1000
@@ -293,13 +293,13 @@ class Line:
                 return min(firsts, key=_turn)[1]
         return None
 
-    def shortest(self, head: Waiting, *, whole_only: bool = False) -> Waiting:
-        """The one with the shortest prompt of those of its tenant that stand about where `head` does."""
+    def near(self, head: Waiting, *, whole_only: bool = False) -> list[Waiting]:
+        """Those of its tenant that stand about where `head` does, the shortest prompt first."""
         queues = self.tenants[head.tenant].queues
         late = head.kind[0]
         kinds = ((late, False),) if whole_only else ((late, False), (late, True))
         near = itertools.chain.from_iterable(queues[kind].some() for kind in kinds if kind in queues)
-        return min(near, key=lambda one: (one.ask.prompt_tokens, one.ask.id))
+        return sorted(near, key=lambda one: (one.ask.prompt_tokens, one.ask.id))
 
     def describe(self, now: float) -> dict[str, Any]:
         """The line as JSON values; of the tenants those that have the most waiting."""

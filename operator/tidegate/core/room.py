@@ -13,7 +13,7 @@ from typing import Final
 from tidegate.core import front, pick
 from tidegate.core.flowtypes import Ask, Endpoint, Model, ModelKey, Policy
 from tidegate.core.load import Load, Mean, Rate
-from tidegate.core.pick import Candidate, Need, Place, Traffic
+from tidegate.core.pick import Candidate, Need, NoRoom, Place, Traffic
 from tidegate.core.types import QoSClass
 
 _PRIOR_SERVICE_S: Final = 10.0
@@ -261,6 +261,15 @@ class Room:
         keep = turn.keep.get(self.rank(ask), {})
         kept = self._kept_clear(ask, turn, loads) if gated and self.policy.pack.clear else frozenset()
         return [self._candidate(load, ask, turn, keep, now, gated, load.address in kept) for load in loads]
+
+    def soon_done(self, ask: Ask, address: str, turn: Turn, now: float) -> bool:
+        """Whether a patient prompt is computed within `Pack.short_s` at a front endpoint, and has room there."""
+        load = self.loads[address]
+        if load.forecast.prefill_s(ask.prompt_tokens) > self.policy.pack.short_s:
+            return False
+        keep = turn.keep.get(self.rank(ask), {})
+        at = self._candidate(load, ask, turn, keep, now, gated=True, kept=False)
+        return not isinstance(pick.choose(self.need(ask, turn), [at]), NoRoom)
 
     def _candidate(
         self,
