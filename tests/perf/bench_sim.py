@@ -24,7 +24,12 @@ from tidegate.sim.headline import Figures, Point, compare
 from tidegate.sim.points import run_points
 
 LOADS = (0.25, 0.5, 1.0, 2.0)
-PACKINGS = {0.25: (1, 2, 3), 0.5: (2, 3, 4), 1.0: (3, 4, 5), 2.0: (5, 6, 7, 8)}
+PACKINGS = {
+    0.25: ("1", "2", "3", "1-cap-1", "2-cap-1", "3-cap-1", "3-cap-2"),
+    0.5: ("2", "3", "4", "2-cap-1", "3-cap-1", "3-cap-2"),
+    1.0: ("3", "4", "5", "3-cap-1", "4-cap-1", "5-cap-2"),
+    2.0: ("5", "6", "7", "8", "5-cap-1", "6-cap-1", "7-cap-2"),
+}
 """Static packings worth trying at each load: fewer miss the objectives, more harvest less."""
 OTHERS = (
     *("fifo", "priority", "shed", "probabilistic", "soft-reflective", "aimd"),

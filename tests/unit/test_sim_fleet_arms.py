@@ -9,7 +9,7 @@ from tidegate.core.flowtypes import Ask, Ended, Endpoint
 from tidegate.core.load import EngineReport
 from tidegate.core.steptime import LLAMA3_8B_A100 as FIT
 from tidegate.sim.fleet_arms.limits import Aimd, Cap, HoldBack, Release
-from tidegate.sim.fleet_arms.packing import Alone, Packing, Silos, split
+from tidegate.sim.fleet_arms.packing import Alone, Packing, PackingCap, Silos, split
 from tidegate.sim.fleet_arms.priority import SendAll
 from tidegate.sim.fleet_arms.registry import ARMS, arm
 from tidegate.sim.fleet_arms.saturation import Probabilistic, Shed, SoftReflective, saturation
@@ -89,6 +89,10 @@ BUSY, FULL = Engine(waiting=5), Engine(kv=0.8)
         pytest.param(Packing(), LANES, "bsi", ["ia", "sa", "bb"], id="packing: batch apart from all others"),
         pytest.param(Packing(), LANES, "i" * 9, ["ia"] * 8, id="packing: people do not overflow either"),
         pytest.param(Packing(), [Engine("i")] * 2, "bb", [], id="packing: no replica for batch"),
+        pytest.param(
+            PackingCap(1), LANES, "b" * 9 + "i", ["ia"] + ["bb"] * 8 + ["ba"], id="packing, cap: last"
+        ),
+        pytest.param(PackingCap(2), [Engine("i")] * 2, "bbb", ["ba", "bb", "ba"], id="packing, cap: in turn"),
         pytest.param(Silos(), SILOS, "bsi", ["ia", "sb", "bc"], id="silos: each its own"),
         pytest.param(
             SendAll(), [FREE] * 2, "b" * 20, ["ba", "bb"] * 10, id="priority: beyond the slots, in turn"
@@ -272,7 +276,11 @@ def test_lanes_are_named_after_classes():
         ),
         pytest.param(lambda: arm("packing"), "after packing comes first", id="too few numbers"),
         pytest.param(lambda: arm("alone-1"), "after alone comes nothing", id="too many"),
-        pytest.param(lambda: arm("packing-4").lanes(3), "there are only 3 replicas", id="too small a fleet"),
+        pytest.param(
+            lambda: arm("packing-4").lanes(3),
+            "people on the first 4: there are only 3",
+            id="too small a fleet",
+        ),
         pytest.param(lambda: arm("silos-1-1-1").lanes(4), "must be the 4 replicas", id="another fleet"),
         pytest.param(lambda: split(1, [1, 1]), "cannot be split", id="too few replicas"),
     ],
@@ -284,6 +292,7 @@ def test_what_is_refused(call, message):
 
 def test_an_arm_bears_its_name():
     names = {"cap": "cap-4", "holdback": "holdback-10", "release": "release-50", "packing": "packing-4"}
+    names["packing-cap"] = "packing-4-cap-1"
     for family in ARMS:
         name = names.get(family, "silos-4-0-6" if family == "silos" else family)
         assert arm(name).name == name

@@ -6,7 +6,7 @@ from inspect import signature
 from typing import Final
 
 from tidegate.sim.fleet_arms.limits import aimd, cap, holdback, release
-from tidegate.sim.fleet_arms.packing import alone, packing, silos
+from tidegate.sim.fleet_arms.packing import alone, packing, packing_cap, silos
 from tidegate.sim.fleet_arms.priority import priority
 from tidegate.sim.fleet_arms.production import IDEAS, fifo, ours, without
 from tidegate.sim.fleet_arms.saturation import probabilistic, shed, soft_reflective
@@ -19,6 +19,7 @@ ARMS: Final[dict[str, Callable[..., Arm]]] = {
     "fifo": fifo,
     "holdback": holdback,
     "packing": packing,
+    "packing-cap": packing_cap,
     "priority": priority,
     "probabilistic": probabilistic,
     "release": release,
