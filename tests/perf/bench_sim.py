@@ -20,17 +20,32 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from report import FOLDER, Row, record, row
 
 from tidegate.sim.fleet_arms.production import IDEAS
-from tidegate.sim.headline import Figures, Point, compare
+from tidegate.sim.headline import CONFIG, Figures, Point, bound_per_s, compare, mean_computed
 from tidegate.sim.points import run_points
+from tidegate.sim.workload import summary_lengths
 
 LOADS = (0.25, 0.5, 1.0, 2.0)
-PACKINGS = {0.25: (1, 2, 3), 0.5: (2, 3, 4), 1.0: (3, 4, 5), 2.0: (5, 6, 7, 8)}
+PACKINGS = {
+    0.25: ("1", "2", "3", "1-cap-1", "2-cap-1", "3-cap-1", "3-cap-2"),
+    0.5: ("2", "3", "4", "2-cap-1", "3-cap-1", "3-cap-2"),
+    1.0: ("3", "4", "5", "3-cap-1", "4-cap-1", "5-cap-2"),
+    2.0: ("5", "6", "7", "8", "5-cap-1", "6-cap-1", "7-cap-2"),
+}
 """Static packings worth trying at each load: fewer miss the objectives, more harvest less."""
 OTHERS = (
     *("fifo", "priority", "shed", "probabilistic", "soft-reflective", "aimd"),
     *("holdback-10", "holdback-20", "holdback-30", "release-60", "release-50", "cap-4", "cap-16"),
+    *("edf-256", "edf-2048", "edf-dynamic", "edf-clairvoyant", "qoserve", "ours-cooperating"),
 )
+TIERS = {
+    0.25: ("cooperating-2-8-0-0", "cooperating-2-4-1-8", "tiers-2-0-1-2"),
+    0.5: ("cooperating-2-16-1-16", "tiers-2-0-1-2"),
+    1.0: ("cooperating-2-16-2-16", "tiers-2-0-3-2"),
+    2.0: ("cooperating-3-6-4-6", "tiers-3-0-4-2"),
+}
+"""People in two tiers, with engines that cooperate and without; found by hand."""
 ABLATIONS = tuple(f"ours-without-{idea}" for idea in IDEAS)
+COLOURS = {"ours": "#0072B2", "packing": "#D55E00", "cooperating": "#009E73", "tiers": "#CC79A7"}
 RATIO, ATTAINMENT = 1.10, 0.99
 """p99 TTFT by what it is alone, and the share that meets its objectives, within which harvest counts."""
 WARM_UP_S, REQUESTS = 500.0, 20_000
@@ -57,6 +72,7 @@ class Grid:
         for load in self.loads:
             arms = ("ours", *(f"packing-{k}" for k in PACKINGS[load]))
             wanted += [(arm, load, self.seeds) for arm in arms]
+            wanted += [(arm, load, self.seeds) for arm in TIERS[load]]
         wanted += [(arm, load, self.seeds) for arm in ABLATIONS for load in self.loads]
         for load in self.loads if self.full else (1.0,):
             wanted += [(arm, load, self.seeds if self.full else self.seeds[:2]) for arm in OTHERS]
@@ -79,13 +95,18 @@ def main() -> None:
         grid = Grid(tuple(range(1, args.seeds + 1)), args.requests, WARM_UP_S, LOADS, full=args.full)
     found = run_points(grid.points(), FOLDER / "sim-points.jsonl", print)
     figures = [compare(point, found) for point in grid.points()]
-    above = [f for f in figures if f.h_lp > 1]
-    if above and not args.quick:
+    above = [f for f in figures if f.raw.batch_per_s > bound_per_s(f.point.load) + stored_per_s(f.point)]
+    if above:
         raise SystemExit(f"above bound B, so the instrument is wrong: {above}")
     claims = not args.quick and args.seeds >= 5 and args.requests >= REQUESTS
     record("sim", rows(figures, grid.loads, claims=claims))
     if not args.quick:
         plot(figures, FOLDER / "frontier.png")
+
+
+def stored_per_s(point: Point) -> float:
+    """What a run may be above bound B, which is of long ones: its caches may be fuller at the end."""
+    return CONFIG.kv_tokens / mean_computed(summary_lengths()) / (point.seconds - point.warm_up_s)
 
 
 def rows(figures: list[Figures], loads: tuple[float, ...], *, claims: bool) -> list[Row]:
@@ -143,7 +164,7 @@ def plot(figures: list[Figures], path: Path) -> None:
             if x > 4 or arm in ABLATIONS:
                 continue
             kept = median(f.raw.attainment for f in runs) >= ATTAINMENT
-            colour = "#0072B2" if arm == "ours" else "#D55E00" if arm.startswith("packing") else "#999999"
+            colour = COLOURS.get(arm.split("-")[0], "#999999")
             axis.plot(x, y, "o" if kept else "x", color=colour, markersize=9 if arm == "ours" else 6)
             axis.annotate(arm, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7, color=colour)
         axis.axvline(RATIO, color="#000000", linewidth=0.6, linestyle=":")

@@ -17,7 +17,17 @@ from tidegate.sim.records import State
 from tidegate.sim.types import EngineConfig
 from tidegate.sim.workload import Length, Stream, chat_lengths, poisson, summary_lengths
 
-NUMBERS = {"cap": "-2", "holdback": "-20", "packing": "-1", "release": "-60", "silos": "-1-1-1"}
+NUMBERS = {
+    "cap": "-2",
+    "cooperating": "-1-2-1-4",
+    "edf": "-64",
+    "holdback": "-20",
+    "packing": "-1",
+    "packing-cap": "-1-1",
+    "release": "-60",
+    "silos": "-1-1-1",
+    "tiers": "-1-0-1-1",
+}
 """What comes after a family's name for a fleet of three."""
 NAMES = sorted(family + NUMBERS.get(family, "") for family in ARMS)
 

@@ -8,11 +8,13 @@ import pytest
 from tidegate.core.flowtypes import Ask, Ended, Endpoint
 from tidegate.core.load import EngineReport
 from tidegate.core.steptime import LLAMA3_8B_A100 as FIT
+from tidegate.sim.fleet_arms.deadlines import LeastLoaded
 from tidegate.sim.fleet_arms.limits import Aimd, Cap, HoldBack, Release
-from tidegate.sim.fleet_arms.packing import Alone, Packing, Silos, split
+from tidegate.sim.fleet_arms.packing import Alone, Packing, PackingCap, Silos, split
 from tidegate.sim.fleet_arms.priority import SendAll
 from tidegate.sim.fleet_arms.registry import ARMS, arm
 from tidegate.sim.fleet_arms.saturation import Probabilistic, Shed, SoftReflective, saturation
+from tidegate.sim.fleet_arms.tiers import Tiers, three_lanes
 from tidegate.sim.headline import CLASSES, MODEL
 
 SLOTS, KV = 8, 40_000
@@ -89,6 +91,26 @@ BUSY, FULL = Engine(waiting=5), Engine(kv=0.8)
         pytest.param(Packing(), LANES, "bsi", ["ia", "sa", "bb"], id="packing: batch apart from all others"),
         pytest.param(Packing(), LANES, "i" * 9, ["ia"] * 8, id="packing: people do not overflow either"),
         pytest.param(Packing(), [Engine("i")] * 2, "bb", [], id="packing: no replica for batch"),
+        pytest.param(
+            PackingCap(1), LANES, "b" * 9 + "i", ["ia"] + ["bb"] * 8 + ["ba"], id="packing, cap: last"
+        ),
+        pytest.param(PackingCap(2), [Engine("i")] * 2, "bbb", ["ba", "bb", "ba"], id="packing, cap: in turn"),
+        pytest.param(
+            Tiers(0, 2, cooperates=True), SILOS, "bbb", ["bc"] * 3, id="tiers: batch on its own first"
+        ),
+        pytest.param(
+            Tiers(1, 2, cooperates=True),
+            SILOS[:2],
+            "b" * 9,
+            ["ba", "bb", "bb"],
+            id="tiers: then so many beside people",
+        ),
+        pytest.param(
+            Tiers(0, 2, cooperates=True), SILOS, "iii", ["ib", "ib", "ia"], id="tiers: shared while soon"
+        ),
+        pytest.param(
+            LeastLoaded(), [FREE] * 2, "bib", ["ia", "bb", "ba"], id="by deadline: the least loaded"
+        ),
         pytest.param(Silos(), SILOS, "bsi", ["ia", "sb", "bc"], id="silos: each its own"),
         pytest.param(
             SendAll(), [FREE] * 2, "b" * 20, ["ba", "bb"] * 10, id="priority: beyond the slots, in turn"
@@ -142,6 +164,18 @@ def test_what_is_sent(router, engines, letters, expected):
 
 def test_full_width_is_what_the_cache_holds():
     assert sends(started(Packing(), *LANES), "bbbb", prompt=12_000) == ["bb"] * 3
+
+
+def test_the_kept_tier_is_for_who_cannot_wait():
+    """Who would wait more than 0.3 s on the shared ones; an engine that cooperates stops batch's prompts."""
+    for cooperates, there in ((True, "ib"), (False, "ia")):
+        router = started(Tiers(0, 9, cooperates=cooperates), *SILOS[:2])
+        assert sends(router, "b") == ["bb"]
+        assert sends(router, "i", now=0.12, prompt=2500) == [there]
+    # Too long for either: where it comes soonest, and that is where nothing decodes.
+    router = started(Tiers(0, 9, cooperates=True), *SILOS[:2])
+    assert sends(router, "b") == ["bb"]
+    assert sends(router, "i", now=5.0, prompt=4000) == ["ia"]
 
 
 # ── what all share ──────────────────────────────────────────────────────────────────────────────
@@ -272,8 +306,15 @@ def test_lanes_are_named_after_classes():
         ),
         pytest.param(lambda: arm("packing"), "after packing comes first", id="too few numbers"),
         pytest.param(lambda: arm("alone-1"), "after alone comes nothing", id="too many"),
-        pytest.param(lambda: arm("packing-4").lanes(3), "there are only 3 replicas", id="too small a fleet"),
+        pytest.param(
+            lambda: arm("packing-4").lanes(3),
+            "people on the first 4: there are only 3",
+            id="too small a fleet",
+        ),
         pytest.param(lambda: arm("silos-1-1-1").lanes(4), "must be the 4 replicas", id="another fleet"),
+        pytest.param(
+            lambda: three_lanes(2, 2, 3), "people on 2 and 2: there are only 3", id="too many tiers"
+        ),
         pytest.param(lambda: split(1, [1, 1]), "cannot be split", id="too few replicas"),
     ],
 )
@@ -284,6 +325,8 @@ def test_what_is_refused(call, message):
 
 def test_an_arm_bears_its_name():
     names = {"cap": "cap-4", "holdback": "holdback-10", "release": "release-50", "packing": "packing-4"}
+    names |= {"packing-cap": "packing-4-cap-1", "edf": "edf-256"}
+    names |= {"tiers": "tiers-2-0-1-1", "cooperating": "cooperating-2-16-2-16"}
     for family in ARMS:
         name = names.get(family, "silos-4-0-6" if family == "silos" else family)
         assert arm(name).name == name

@@ -19,13 +19,13 @@ from tidegate.sim.waitroom import Key, Waitroom
 
 _KEY = attrgetter("key")
 
-_WAITING: Final = 0
-_PREFILL: Final = 1
+WAITING: Final = 0
+PREFILL: Final = 1
 """Admitted, its prompt computed in part; always the last of the running ones."""
-_DECODE: Final = 2
-_ENDING: Final = 3
+DECODE: Final = 2
+ENDING: Final = 3
 """All its tokens are launched; it leaves when the step of the last one completes."""
-_DONE: Final = 4
+DONE: Final = 4
 
 
 class Job:
@@ -43,12 +43,12 @@ class Job:
         self.known = 0
         self.since = 0
         self.last_step = 0
-        self.state = _WAITING
+        self.state = WAITING
 
     @property
     def done(self) -> bool:
         """Whether it has left."""
-        return self.state == _DONE
+        return self.state == DONE
 
 
 class BulkPlan:
@@ -85,16 +85,16 @@ class Bulk(Waitroom[Job]):
         super().__init__(config)
         self._block = config.block_size
         self._step = 0
-        # Of those in _DECODE: how many, what they attend to, who needs a block when, who ends when.
+        # Of those in DECODE: how many, what they attend to, who needs a block when, who ends when.
         self._decodes = 0
         self._context = 0
         self._phases = [0] * config.block_size
         self._ends: defaultdict[int, list[Job]] = defaultdict(list)
 
-    def schedule(self) -> BulkPlan:
-        """Plan the next step and count it as launched."""
+    def schedule(self, now: float = 0.0) -> BulkPlan:  # noqa: ARG002  (vLLM's schedule asks no clock)
+        """Plan the step that begins at `now`, seconds, and count it as launched."""
         plan = BulkPlan()
-        tail = self.running[-1] if self.running and self.running[-1].state == _PREFILL else None
+        tail = self.running[-1] if self.running and self.running[-1].state == PREFILL else None
         budget = self.config.max_num_batched_tokens
         chunk = 0
         needed = self._phases[-self._step % self._block]
@@ -116,9 +116,9 @@ class Bulk(Waitroom[Job]):
 
     def complete(self, plan: BulkPlan) -> list[TokenEvent]:
         """Take a launched step's results: first and last tokens."""
-        events = [TokenEvent(job.id, 0, job.output == 1) for job in plan.firsts if job.state != _DONE]
+        events = [TokenEvent(job.id, 0, job.output == 1) for job in plan.firsts if job.state != DONE]
         for job in plan.lasts:
-            if job.state != _DONE:
+            if job.state != DONE:
                 if job.output > 1:
                     events.append(TokenEvent(job.id, job.output - 1, True))
                 del self._known[job.id]
@@ -129,7 +129,7 @@ class Bulk(Waitroom[Job]):
     def progress(self) -> Iterator[tuple[str, int]]:
         """For every request the tokens that are computed, launched steps included."""
         for job in self._known.values():
-            yield job.id, job.computed + (self._step - job.since if job.state == _DECODE else 0)
+            yield job.id, job.computed + (self._step - job.since if job.state == DECODE else 0)
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────
 
@@ -150,9 +150,9 @@ class Bulk(Waitroom[Job]):
         self._context += self._decodes
         for job in self._ends.pop(self._step, ()):
             # An entry is stale when its job was preempted or dropped meanwhile.
-            if job.state == _DECODE and job.last_step == self._step:
+            if job.state == DECODE and job.last_step == self._step:
                 self._stop(job, self._step + 1)
-                job.state = _ENDING
+                job.state = ENDING
                 plan.lasts.append(job)
 
     def _launch(self, plan: BulkPlan, job: Job, tokens: int) -> None:
@@ -168,20 +168,20 @@ class Bulk(Waitroom[Job]):
             plan.prefill_context += job.computed
         job.computed += tokens
         if job.computed < job.prompt + job.known:
-            job.state = _PREFILL
+            job.state = PREFILL
             return
         if job.known == 0:
             plan.firsts.append(job)
         job.known += 1
         if job.known == job.output:
-            job.state = _ENDING
+            job.state = ENDING
             plan.lasts.append(job)
         else:
             self._start(job, self._step + 1)
 
     def _start(self, job: Job, step: int) -> None:
         """The request decodes from `step` on."""
-        job.state, job.since = _DECODE, step
+        job.state, job.since = DECODE, step
         job.last_step = step + job.output - job.known - 1
         self._ends[job.last_step].append(job)
         self._decodes += 1
@@ -220,23 +220,23 @@ class Bulk(Waitroom[Job]):
         return Job(request, key)
 
     def _enqueue(self, job: Job) -> None:
-        job.state = _WAITING
+        job.state = WAITING
         super()._enqueue(job)
 
     def _leave(self, job: Job) -> None:
-        if job.state == _WAITING:
+        if job.state == WAITING:
             self._queued -= 1
         else:
-            if job.state == _DECODE:
+            if job.state == DECODE:
                 self._stop(job, self._step)
             self.free_blocks += self._blocks(job.computed)
             self.running.remove(job)
-        job.state = _DONE
+        job.state = DONE
 
     def _schedule_tight(self, plan: BulkPlan) -> BulkPlan:
         """A step in which KV blocks run out: request by request, as `Engine._schedule_running`."""
         for job in self.running:
-            if job.state == _DECODE:
+            if job.state == DECODE:
                 self._stop(job, self._step)
         budget, given = self.config.max_num_batched_tokens, dict[Job, int]()
         index = 0
@@ -247,11 +247,11 @@ class Bulk(Waitroom[Job]):
                 continue
             tokens = min(job.prompt + job.known - job.computed, budget)
             needed = self._blocks(job.computed + tokens) - self._blocks(job.computed)
-            while needed > self.free_blocks and job.state != _WAITING:
+            while needed > self.free_blocks and job.state != WAITING:
                 victim, position = self._preempt()
                 budget += self._withdraw(victim, given, plan)
                 index -= position < index
-            if job.state == _WAITING:
+            if job.state == WAITING:
                 break
             self.free_blocks -= needed
             given[job] = tokens
@@ -259,7 +259,7 @@ class Bulk(Waitroom[Job]):
         for job in self.running:
             if job in given:
                 self._launch(plan, job, given[job])
-            elif job.state == _DECODE:
+            elif job.state == DECODE:
                 self._start(job, self._step + (1 if given else 0))
         return self._count(plan)
 

@@ -18,8 +18,8 @@ _KEY = attrgetter("key")
 class Engine(Waitroom[Tracked]):
     """One engine's requests, KV blocks and schedule."""
 
-    def schedule(self) -> StepPlan:
-        """Plan the next step and count it as launched.
+    def schedule(self, now: float = 0.0) -> StepPlan:  # noqa: ARG002  (vLLM's schedule asks no clock)
+        """Plan the step that begins at `now`, seconds, and count it as launched.
 
         The plan is empty when there is nothing to do until a launched step completes, or when the
         only thing done was to preempt (`plan.preempted`): then plan again.
@@ -28,11 +28,7 @@ class Engine(Waitroom[Tracked]):
         budget = self._schedule_running(plan)
         if not plan.preempted and budget > 0 and self._queued:
             self._admit(plan, budget)
-        if plan.work:
-            self.counters.steps += 1
-            self.counters.prefill_tokens += plan.prefill_tokens
-            self.counters.decode_tokens += plan.decodes
-        return plan
+        return self._count(plan)
 
     def complete(self, plan: StepPlan) -> list[TokenEvent]:
         """Take a launched step's results, oldest step first: its output tokens, in schedule order."""
@@ -50,6 +46,13 @@ class Engine(Waitroom[Tracked]):
                 self._leave(tracked)
                 self.counters.finished += 1
         return events
+
+    def _count(self, plan: StepPlan) -> StepPlan:
+        if plan.work:
+            self.counters.steps += 1
+            self.counters.prefill_tokens += plan.prefill_tokens
+            self.counters.decode_tokens += plan.decodes
+        return plan
 
     def _schedule_running(self, plan: StepPlan) -> int:
         """Give running requests their tokens, in admission order; return the budget left."""

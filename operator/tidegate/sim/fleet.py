@@ -7,6 +7,7 @@ seed: the same fleet and streams give the same bytes.
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,10 +17,9 @@ from tidegate.core.flowtypes import Ask, Endpoint, Model, ModelKey
 from tidegate.core.load import EngineReport
 from tidegate.core.steptime import LLAMA3_8B_A100
 from tidegate.core.types import QoSClass
-from tidegate.sim.bulk import Bulk
 from tidegate.sim.pipeline import Pipeline, StepTime
 from tidegate.sim.records import Record, State
-from tidegate.sim.router import Arm
+from tidegate.sim.router import Arm, Build
 from tidegate.sim.types import Counters, EngineConfig, Policy, Request, TokenEvent
 from tidegate.sim.workload import Arrival, Stream
 
@@ -110,8 +110,9 @@ class Run:
 class _Site:
     """One replica's engine, and who runs there."""
 
-    def __init__(self, replica: Replica, config: EngineConfig, step_time: StepTime) -> None:
+    def __init__(self, replica: Replica, config: EngineConfig, step_time: StepTime, build: Build) -> None:
         self.replica, self.config = replica, config
+        self._build = build
         self.step_time = step_time
         self.slow, self.deaf, self.alive = 1.0, False, True
         self.draining = self.lent = False
@@ -121,7 +122,7 @@ class _Site:
     def restart(self) -> None:
         self.epoch += 1
         self.first_tokens = 0
-        self.engine = Bulk(self.config)
+        self.engine = self._build(self.config)
         self.line = Pipeline(self.engine, self._seconds, self.replica.speed)
 
     def _seconds(self, prefill: int, decodes: int, decode_context: int, prefill_context: int) -> float:
@@ -225,7 +226,7 @@ class Fleet:
     def _site(self, replica: Replica) -> _Site:
         policy = Policy.PRIORITY if self.arm.engine_priority else Policy.FCFS
         config = (replica.config or self.setting.config).with_policy(policy)
-        return _Site(replica, self.arm.engine(replica.lane, config), self.setting.step_time)
+        return _Site(replica, self.arm.engine(replica.lane, config), self.setting.step_time, self.arm.build)
 
     # ── events ──────────────────────────────────────────────────────────────────────────────────
 
@@ -270,7 +271,7 @@ class Fleet:
             model=stream.model,
             qos_class=stream.qos_class,
             prompt_tokens=record.prompt,
-            output_tokens=stream.expected_output,
+            output_tokens=record.output if self.arm.clairvoyant else stream.expected_output,
             streamed=stream.streamed,
             tenant=stream.tenant,
         )
@@ -306,7 +307,12 @@ class Fleet:
             record, site = self._records[sent.ask.id], self._sites[sent.address]
             record.sent_s, record.address = self.now, sent.address
             priority = self._priority[record.qos_class]
-            site.engine.add(Request(str(record.number), record.prompt, record.output, priority), self.now)
+            promised = self.setting.classes[record.qos_class].objectives
+            due_s = (promised.ttft_s or promised.completion_s or math.inf) + record.arrival_s - self.now
+            request = Request(
+                str(record.number), record.prompt, record.output, priority, promised.tpot_s, due_s
+            )
+            site.engine.add(request, self.now)
             self._launch(site)
         turn_s = self.router.next_turn()
         if turn_s is not None and not self.now < self._turn_s <= turn_s:

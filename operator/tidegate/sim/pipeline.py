@@ -29,12 +29,12 @@ P = TypeVar("P", bound=Planned)
 
 
 class Schedules(Protocol[P]):
-    """An engine: `Engine`, or `Bulk`."""
+    """An engine: `Engine`, `Bulk`, and these with a plugin."""
 
     config: EngineConfig
 
-    def schedule(self) -> P:
-        """Plan the next step and count it as launched."""
+    def schedule(self, now: float) -> P:
+        """Plan the step that begins at `now`, seconds, and count it as launched."""
         ...
 
     def complete(self, plan: P) -> list[TokenEvent]:
@@ -78,13 +78,13 @@ class Pipeline(Generic[P]):
         """
         new = []
         while len(self._launched) < self._depth:
-            plan = self.engine.schedule()
+            start = max(now, self._launched[-1].end) if self._launched else now
+            plan = self.engine.schedule(start)
             if not plan.work:
                 if plan.preempted:
                     # The requester was its own victim; those behind it can go on at once.
                     continue
                 break
-            start = max(now, self._launched[-1].end) if self._launched else now
             seconds = self._step_time(
                 plan.prefill_tokens, plan.decodes, plan.decode_context, plan.prefill_context
             )

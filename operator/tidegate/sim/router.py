@@ -1,13 +1,15 @@
 """What decides in a simulated fleet: production's own queue, or an arm to compare it with."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from tidegate.core.flowtypes import Ask, Dispatch, Ended, Endpoint, Model, ModelKey, Refused
 from tidegate.core.load import EngineReport
 from tidegate.core.types import QoSClass
-from tidegate.sim.types import EngineConfig
+from tidegate.sim.bulk import Bulk
+from tidegate.sim.pipeline import Schedules
+from tidegate.sim.types import Counters, EngineConfig, Request
 
 
 class Router(Protocol):
@@ -52,6 +54,39 @@ class Router(Protocol):
         ...
 
 
+class SiteEngine(Schedules[Any], Protocol):
+    """An engine as a fleet runs it; see `Bulk`."""
+
+    counters: Counters
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        ...
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that are running or waiting."""
+        ...
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV cache in use, 0 to 1."""
+        ...
+
+    def add(self, request: Request, now: float) -> None:
+        """Queue a request."""
+        ...
+
+    def progress(self) -> Iterator[tuple[str, int]]:
+        """For every request the tokens that are computed."""
+        ...
+
+
+Build = Callable[[EngineConfig], SiteEngine]
+"""Makes an engine with these settings."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arm:
     """A named way to run a fleet: who routes, and what the engines are told.
@@ -60,6 +95,8 @@ class Arm:
         name: As tables show it.
         router: Makes a new one.
         engine: The engine's settings by lane, given the fleet's own.
+        build: Makes an engine; vLLM's by default.
+        clairvoyant: Whether the router is told how long outputs will be.
         engine_priority: Whether requests carry their class's priority into the engine.
         lanes: By how many replicas there are, the lane (class) of each; None keeps the fleet's.
     """
@@ -68,4 +105,6 @@ class Arm:
     router: Callable[[], Router]
     engine: Callable[[str, EngineConfig], EngineConfig] = lambda _lane, config: config
     engine_priority: bool = True
+    build: Build = Bulk
     lanes: Callable[[int], list[str]] | None = None
+    clairvoyant: bool = False

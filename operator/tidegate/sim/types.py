@@ -1,8 +1,11 @@
 """Plain values of the engine model: what it is told and what it answers."""
 
+import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
+
+from tidegate.core.cooperate import Rules
 
 
 class Policy(StrEnum):
@@ -18,6 +21,7 @@ class EngineConfig:
 
     Defaults are vLLM 0.32's on an A100: 2,048 tokens a step, 256 requests, blocks of 16 tokens.
     `num_blocks` is what vLLM logs as GPU blocks; one of them is its null block and holds no tokens.
+    `cooperation` is not vLLM's: what a scheduler plugin is told, None without one.
     """
 
     max_num_seqs: int = 256
@@ -27,6 +31,7 @@ class EngineConfig:
     policy: Policy = Policy.FCFS
     scheduler_reserve_full_isl: bool = True
     async_scheduling: bool = True
+    cooperation: Rules | None = None
 
     def __post_init__(self) -> None:
         """Refuse sizes with which nothing could ever run."""
@@ -68,12 +73,18 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as an engine sees it. `output_tokens` is where it will stop; lower `priority` is earlier."""
+    """A request as an engine sees it. `output_tokens` is where it will stop; lower `priority` is earlier.
+
+    What engines that look at promises are told: `pace_s`, the seconds between output tokens; `due_s`, the
+    seconds from now until its first token is due, or its last where only that was promised.
+    """
 
     id: str
     prompt_tokens: int
     output_tokens: int
     priority: int = 0
+    pace_s: float | None = None
+    due_s: float = math.inf
 
 
 class Tracked:

@@ -61,6 +61,15 @@ class Central(ABC):
         `sites` serve its model, are ready, and have a slot free if the arm is bounded.
         """
 
+    def best(self, ask: Ask, firsts: Sequence[tuple[float, Site]]) -> Site | None:  # noqa: ARG002
+        """Where somebody who waits is sent, given the predicted time to first token at each endpoint."""
+        soonest = min(firsts, key=lambda f: (f[0], f[1].requests, f[1].facts.address), default=None)
+        return soonest[1] if soonest else None
+
+    def ahead_s(self, site: Site, rank: int, now: float) -> float:
+        """Prefill that is computed at an endpoint before a new prompt of this rank."""
+        return site.wait_s(rank, now)
+
     def on_send(self, ask: Ask, site: Site, now: float) -> None:  # noqa: B027  (a hook)
         """A request is about to be counted at an endpoint."""
 
@@ -193,15 +202,8 @@ class Central(ABC):
         if batch:
             return min(allowed, key=lambda s: (s.tokens, s.requests, s.facts.address), default=None)
         rank = self.rank(ask.qos_class)
-        return min(
-            allowed,
-            key=lambda s: (
-                s.wait_s(rank, now) + s.prefill_s(ask.prompt_tokens),
-                s.requests,
-                s.facts.address,
-            ),
-            default=None,
-        )
+        firsts = [(self.ahead_s(s, rank, now) + s.prefill_s(ask.prompt_tokens), s) for s in allowed]
+        return self.best(ask, firsts)
 
     def _send(self, ask: Ask, since: float, site: Site, now: float) -> Dispatch:
         del self._queues[self._where.pop(ask.id)][ask.id]

@@ -1,4 +1,4 @@
-"""Arms that part the replicas: the oracle without batch, silos, and static packing."""
+"""Arms that part the replicas: the oracle without batch, silos, static packing, strict and not quite."""
 
 from collections.abc import Iterable, Sequence
 
@@ -32,6 +32,21 @@ class Packing(Central):
         return (s for s in mine if s.fits(ask)) if batch else mine
 
 
+class PackingCap(Packing):
+    """Static packing, and beside people at most so many batch requests on each of their replicas."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def among(self, ask: Ask, sites: Sequence[Site], now: float) -> Iterable[Site]:
+        """For batch its own replicas while they hold it, then people's below the cap."""
+        own = list(super().among(ask, sites, now))
+        if own or not self.is_batch(ask.qos_class):
+            return own
+        return [s for s in sites if not self.is_batch(s.facts.lane) and s.batch < self._most and s.fits(ask)]
+
+
 class Silos(Central):
     """Every class on its own replicas."""
 
@@ -48,13 +63,24 @@ def alone() -> Arm:
 
 def packing(first: int) -> Arm:
     """People on the first so many replicas, batch on the rest."""
+    return Arm(f"packing-{first}", Packing, lanes=lambda replicas: first_lanes(first, replicas))
 
-    def lanes(replicas: int) -> list[str]:
-        if not 0 <= first <= replicas:
-            raise ValueError(f"packing-{first}: there are only {replicas} replicas")
-        return [PEOPLE] * first + [BATCH] * (replicas - first)
 
-    return Arm(f"packing-{first}", Packing, lanes=lanes)
+def packing_cap(first: int, most: int) -> Arm:
+    """People on the first so many replicas, with so many batch requests on each; batch on the rest."""
+    name = f"packing-{first}-cap-{most}"
+    return Arm(name, lambda: PackingCap(most), lanes=lambda replicas: first_lanes(first, replicas))
+
+
+def first_lanes(first: int, replicas: int) -> list[str]:
+    """People's lane for the first so many replicas, batch's for the others.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    if not 0 <= first <= replicas:
+        raise ValueError(f"people on the first {first}: there are only {replicas} replicas")
+    return [PEOPLE] * first + [BATCH] * (replicas - first)
 
 
 def silos(people: int, standard: int, batch: int) -> Arm:

@@ -5,27 +5,37 @@ from functools import partial
 from inspect import signature
 from typing import Final
 
+from tidegate.sim.fleet_arms.deadlines import edf, edf_clairvoyant, edf_dynamic, qoserve
 from tidegate.sim.fleet_arms.limits import aimd, cap, holdback, release
-from tidegate.sim.fleet_arms.packing import alone, packing, silos
+from tidegate.sim.fleet_arms.packing import alone, packing, packing_cap, silos
 from tidegate.sim.fleet_arms.priority import priority
 from tidegate.sim.fleet_arms.production import IDEAS, fifo, ours, without
 from tidegate.sim.fleet_arms.saturation import probabilistic, shed, soft_reflective
+from tidegate.sim.fleet_arms.tiers import cooperating, ours_cooperating, tiers
 from tidegate.sim.router import Arm
 
 ARMS: Final[dict[str, Callable[..., Arm]]] = {
     "aimd": aimd,
     "alone": alone,
     "cap": cap,
+    "cooperating": cooperating,
+    "edf": edf,
+    "edf-clairvoyant": edf_clairvoyant,
+    "edf-dynamic": edf_dynamic,
     "fifo": fifo,
     "holdback": holdback,
     "packing": packing,
+    "packing-cap": packing_cap,
     "priority": priority,
     "probabilistic": probabilistic,
     "release": release,
     "shed": shed,
+    "qoserve": qoserve,
     "silos": silos,
     "soft-reflective": soft_reflective,
+    "tiers": tiers,
     "ours": ours,
+    "ours-cooperating": ours_cooperating,
     **{f"ours-without-{idea}": partial(without, idea) for idea in IDEAS},
 }
 """What makes an arm, by the part of its name before the numbers."""

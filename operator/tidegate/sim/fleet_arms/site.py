@@ -112,11 +112,15 @@ class Site:
         All that was sent of this rank and above, and of what is below one prompt: the engine
         finishes the one that it has begun.
         """
-        self._drain(now)
-        ahead = sum(work for r, work in self._work_s.items() if r <= rank)
+        ahead = self.work_s(rank, now)
         behind = sum(work for r, work in self._work_s.items() if r > rank)
         longest = max((last for r, last in self._last_s.items() if r > rank), default=0.0)
         return ahead + min(behind, longest)
+
+    def work_s(self, rank: int, now: float) -> float:
+        """Prefill of this rank and above that is not computed yet."""
+        self._drain(now)
+        return sum(work for r, work in self._work_s.items() if r <= rank)
 
     def _drain(self, now: float) -> None:
         left, self._at_s = now - self._at_s, now
