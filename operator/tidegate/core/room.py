@@ -263,7 +263,7 @@ class Room:
         return [self._candidate(load, ask, turn, keep, now, gated, load.address in kept) for load in loads]
 
     def soon_done(self, ask: Ask, address: str, turn: Turn, now: float) -> bool:
-        """Whether a patient prompt is computed within `Pack.short_s` at a front endpoint, and has room there."""
+        """Whether a patient prompt fits an endpoint of the front, and is computed within `Pack.short_s`."""
         load = self.loads[address]
         if load.forecast.prefill_s(ask.prompt_tokens) > self.policy.pack.short_s:
             return False
