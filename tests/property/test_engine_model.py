@@ -31,7 +31,9 @@ def arrivals(raw) -> list[Arrival]:
     return [Arrival(t, Request(str(i), p, o, prio)) for i, (t, p, o, prio) in enumerate(raw)]
 
 
-def flat_time(prefill: int, decodes: int, decode_context: int, prefill_context: int) -> float:
+def flat_time(
+    prefill: int, decodes: int, decode_context: int, prefill_context: int, prefill_pairs: float
+) -> float:
     return 0.01
 
 

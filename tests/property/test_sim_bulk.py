@@ -47,9 +47,12 @@ REQUESTS = st.lists(
 DOINGS = st.lists(st.sampled_from(["add", "step", "step", "step", "abort"]), max_size=120)
 
 
-def seconds(prefill: int, decodes: int, decode_context: int, prefill_context: int) -> float:
+def seconds(
+    prefill: int, decodes: int, decode_context: int, prefill_context: int, prefill_pairs: float
+) -> float:
     """Another time for every other step."""
-    return 1 + prefill * 1e-2 + decodes * 1e-4 + decode_context * 1e-7 + prefill_context * 1e-9
+    work = prefill * 1e-2 + decodes * 1e-4 + decode_context * 1e-7
+    return 1 + work + prefill_context * 1e-9 + prefill_pairs * 1e-11
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """More work never takes less time, across the knee and beyond what the fit was trained on."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.core.steptime import LLAMA2_70B_H100_TP8, Branch, StepFit
+from tidegate.core.steptime import LLAMA2_70B_H100_TP8, Branch, StepFit, attended
 from tidegate.core.steptime import LLAMA3_8B_A100 as FIT
 
 TOKENS = st.integers(0, 4096)
@@ -40,6 +41,25 @@ def test_json_keeps_every_bit(line, high, knee, floor_s):
     low = Branch(line.base_s, line.per_token_s, 0.0, line.per_decode_s, 0.0, line.per_prefill_context_s)
     fit = StepFit("a", "b", low, high, knee, floor_s, 1)
     assert StepFit.from_json(json.loads(json.dumps(fit.to_json()))) == fit
+
+
+@given(
+    batch=st.tuples(TOKENS, TOKENS, CONTEXT, CONTEXT),
+    more=st.tuples(MORE, MORE, MORE, MORE),
+    pairs=st.floats(0, 1e9),
+)
+def test_attention_keeps_it_monotone(batch, more, pairs):
+    fit = replace(FIT, per_prefill_pair_s=1e-7)
+    larger = tuple(a + b for a, b in zip(batch, more, strict=True))
+    assert fit.seconds(*larger) >= fit.seconds(*batch) * (1 - 1e-9)
+    assert fit.seconds(*larger, pairs + 1) >= fit.seconds(*batch, pairs) * (1 - 1e-9)
+    assert StepFit.from_json(json.loads(json.dumps(fit.to_json()))) == fit
+
+
+@given(chunks=st.lists(st.tuples(st.integers(1, 2048), st.integers(0, 100_000)), min_size=1, max_size=4))
+def test_one_chunk_is_the_most_that_tokens_can_attend_to(chunks):
+    exact = sum(attended(tokens, before) for tokens, before in chunks)
+    assert exact <= attended(*map(sum, zip(*chunks, strict=True)))
 
 
 @given(

@@ -207,6 +207,45 @@ def test_steps_follow_each_other_without_a_gap(async_scheduling):
     assert all(later.start == earlier.end for earlier, later in itertools.pairwise(steps))
 
 
+def test_who_arrives_while_the_last_step_runs_is_seen_when_it_has_ended():
+    """With async scheduling too: vLLM's core waits for results when there is nothing more to launch."""
+    pipeline = Pipeline(engine(async_scheduling=True), LLAMA3_8B_A100.seconds)
+    add(pipeline.engine, ("a", 10, 1))
+    assert len(pipeline.launch(0.0)) == 1
+    add(pipeline.engine, ("b", 10, 1))
+    assert pipeline.launch(0.001) == []
+    add(pipeline.engine, ("c", 10, 1))
+    end = pipeline.complete()[0].end
+    assert [step.plan.tokens_by_request for step in pipeline.launch(end)] == [{"b": 10, "c": 10}]
+
+
+def test_nobody_is_planned_in_place_of_a_victim_before_the_running_step_has_ended():
+    """The first of the running ones lacks a block and is its own victim: the others wait for a turn."""
+    pipeline = Pipeline(
+        engine(policy=Policy.PRIORITY, async_scheduling=True, block_size=1, num_blocks=27),
+        LLAMA3_8B_A100.seconds,
+    )
+    add(pipeline.engine, ("low", 10, 15, 1))
+    launched = pipeline.launch(0.0)
+    add(pipeline.engine, ("high", 10, 15, 0))
+    while not pipeline.engine.counters.preemptions:
+        launched = pipeline.launch(pipeline.complete()[0].end)
+    assert launched == []
+    end = pipeline.complete()[0].end
+    assert [step.plan.tokens_by_request for step in pipeline.launch(end)] == [{"high": 1}] * 2
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_closed_loop_sends_the_next_when_the_last_has_ended(asynchronous):
+    first, second = Request("a", 100, 3), Request("b", 50, 2)
+    config = EngineConfig(async_scheduling=asynchronous)
+    run = drive(config, [Arrival(0.0, first)], following={"a": second}, gap_s=0.5)
+    assert run.finish_order == ["a", "b"]
+    assert run.outcomes["b"].arrival_s == run.outcomes["a"].finish_s + 0.5
+    alone = drive(config, [Arrival(0.0, second)]).outcomes["b"]
+    assert run.outcomes["b"].ttft_s == pytest.approx(alone.ttft_s)
+
+
 def test_speed_divides_step_times():
     arrivals = [Arrival(0.0, Request("a", 100, 20))]
     slow, fast = (drive(EngineConfig(), arrivals, speed=s).outcomes["a"].finish_s for s in (1.0, 4.0))

@@ -1,12 +1,13 @@
 """A profile's design, how times of tokens become samples, and how it is told."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from support.profiles import CHUNK, answers, design, line
-from tidegate.core.stepfit import Fitted, Step, fit_steps
+from tidegate.core.stepfit import Fitted, Sample, Step, fit_steps
 from tidegate.core.steptime import LLAMA3_8B_A100 as TRUTH
 from tidegate.core.steptime import Branch, StepFit
 from tidegate.profile import reduce, report
@@ -49,7 +50,7 @@ def test_each_kind_is_there_from_the_start(limits):
 def test_the_design_as_vllm_comes():
     plan = trials(Limits(2048, 8192, 32))
     prefills = sorted(t.tokens for t in plan if isinstance(t, Prefill))
-    assert (prefills[0], prefills[-3:]) == (32, [1945, 3072, 4915])
+    assert (prefills[0], prefills[-3:]) == (32, [2170, 3072, 4915])
     decodes = {(t.streams, t.context) for t in plan if isinstance(t, Decode)}
     short = {(n, 64) for n in (1, 2, 4, 8, 16, 32)}
     assert decodes == short | {(1, 6144), (8, 2048), (32, 512)}
@@ -112,6 +113,21 @@ def test_a_stall_and_jitter_hardly_move_a_decode():
         answer.arrivals = [t + 0.5 * (i > 15) for i, t in enumerate(answer.arrivals)]
     sample = reduce.decode_sample(seen)
     assert sample.seconds == pytest.approx(TRUTH.seconds(*sample.steps[0]), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kept", "apart"),
+    [
+        pytest.param([0.2], [0.2], 0.0, id="once"),
+        pytest.param([0.3, 0.2], [0.2], 0.5, id="twice"),
+        pytest.param([0.5, 0.2, 0.3], [0.2, 0.3], 1.5, id="an odd number"),
+        pytest.param([0.2, 0.2, 0.2, 0.2], [0.2, 0.2], 0.0, id="a quiet machine"),
+    ],
+)
+def test_the_slower_half_of_the_repeats_is_left_out(seconds, kept, apart):
+    repeats = [Sample((Step(8),), s) for s in seconds]
+    assert [s.seconds for s in reduce.undisturbed(repeats)] == kept
+    assert reduce.apart([repeats, repeats[:1]]) == pytest.approx(apart)
 
 
 def test_streams_that_take_turns_give_nothing():
@@ -249,6 +265,17 @@ def test_text_of_two_lines_and_of_a_whole_fit():
     assert ["prefill", "token", "81.30", "µs", "95.82", "µs"] in rows
     assert "outside of steps: 2.1 ms a request, after a round trip of 1.2 ms" in text
     assert "every term is identified" in text
+    assert "attention" not in text
+    assert "repeats" not in text
+
+
+def test_text_of_attention_and_of_repeats_that_were_apart():
+    fit = replace(TRUTH, per_prefill_pair_s=7e-8)
+    text = report.as_text(replace(profile_of(Fitted(fit, 0.0, ()), []), left_out=12, spread=0.31))
+    rows = [row.split() for row in text.splitlines()]
+    assert ["pair", "of", "attention", "70.00", "ns", "70.00", "ns"] in rows
+    assert "repeats: the slowest took 31% longer than the fastest" in text
+    assert "the slower half, 12 samples, was left out" in text
 
 
 def test_json_can_be_read_back():

@@ -83,7 +83,9 @@ def arrivals(loads: Sequence[Load], count: int, seed: int) -> list[Promised]:
     return made
 
 
-def ticks(prefill: int, decodes: int, decode_context: int, prefill_context: int) -> float:
+def ticks(
+    prefill: int, decodes: int, decode_context: int, prefill_context: int, prefill_pairs: float
+) -> float:
     return TICK_S * prefill
 
 

@@ -213,7 +213,7 @@ def test_whether_a_promise_was_kept(promise, first, finish, kept):
 def test_serve_lays_steps_out_in_time():
     arm = Arm("fcfs", Fcfs(), Static(10))
     arrivals = [Promised(5.0, Request("a", 15, 2)), Promised(5.5, Request("b", 5, 1))]
-    served = serve(arm.engine(), arrivals, lambda p, d, dc, pc: 1.0)
+    served = serve(arm.engine(), arrivals, lambda p, d, dc, pc, pairs: 1.0)
     by_id = {each.arrival.request.id: each.outcome for each in served}
     # 5–6: ten of a. 6–7: five of a, five of b, each with its first token. 7–8: a's second.
     assert by_id["a"] == Outcome(5.0, 7.0, 8.0, 2)

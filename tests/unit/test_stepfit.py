@@ -3,6 +3,7 @@
 import csv
 import random
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -102,6 +103,30 @@ def test_noise_of_three_percent_stays_out_of_the_steps(truth, seed):
         context = 100 * decodes
         expected = truth.seconds(prefill, decodes, context)
         assert found.fit.seconds(prefill, decodes, context) == pytest.approx(expected, rel=0.07)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_attention_is_recovered_where_there_is_any(seed):
+    truth = replace(line(Branch(0.006, 0.0, 7e-5, 2e-4, 7e-7, 0.0)), per_prefill_pair_s=7e-8)
+    samples = design(truth, request_s=0.004, noise=0.03, rng=random.Random(seed), rounds=3)
+    # Little and much behind whole chunks: a token's price with a context, not a step's.
+    samples += [
+        Sample((*[Step(2048, 0, 0, 2048 * i) for i in range(n)], Step(60, 0, 0, 2048 * n)), seconds, 1)
+        for n in (1, 4)
+        for seconds in [
+            truth.seconds(60, 0, 0, 2048 * n) + sum(truth.seconds(2048, 0, 0, 2048 * i) for i in range(n))
+        ]
+    ]
+    found = fit(samples).fit
+    assert found.per_prefill_pair_s == pytest.approx(7e-8, rel=0.1)
+    assert found.unidentified == ()
+    for step in (Step(60), Step(2048), Step(60, 8, 1000, 8192), Step(2048, 0, 0, 8192)):
+        assert found.seconds(*step) == pytest.approx(truth.seconds(*step), rel=0.1)
+
+
+def test_no_attention_is_found_where_there_is_none():
+    for truth in (ONE, TWO, LLAMA3_8B_A100):
+        assert fit(design(truth, request_s=0.004)).fit.per_prefill_pair_s == 0
 
 
 @pytest.mark.parametrize("seed", range(5))

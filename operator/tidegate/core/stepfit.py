@@ -3,6 +3,8 @@
 The model is `StepFit`: seconds are linear in what a step holds, with one line or with one up to a
 knee and one above it. Coefficients are at least zero, so that more work never costs less time.
 The sum of squared *relative* errors is made small: a step of 15 ms and one of 500 ms count alike.
+A second line is taken only where the samples are explained very much better with it. So is a price for
+each pair of tokens that attention works on, in place of one for each token that a chunk finds computed.
 
 A term that the samples do not tell apart from the others is left out and named:
 - the price of a prompt token or of a decode is then that of the other kind, in the same line;
@@ -17,7 +19,7 @@ from statistics import median
 from typing import Final, NamedTuple
 
 from tidegate.core.leastsquares import dependent, dot, invert, nnls, symmetric
-from tidegate.core.steptime import Branch, Residual, StepFit
+from tidegate.core.steptime import Branch, Residual, StepFit, attended
 
 BASE, PREFILL, DECODE, DECODE_CONTEXT, PREFILL_CONTEXT = range(5)
 _TERMS: Final = (
@@ -30,6 +32,8 @@ _TERMS: Final = (
 _SIDES: Final = ("low", "high")
 _REQUEST: Final = (2, 0)
 """The cell of what a request costs outside of its steps; no part of the model."""
+_PAIRS: Final = (3, 0)
+"""The cell of `StepFit.per_prefill_pair_s`, which both lines share."""
 
 # A clock around a network and an engine is not better than this, whatever the residuals say.
 _LEAST_NOISE: Final = 0.005
@@ -41,7 +45,7 @@ _SIGMAS: Final = 2 * 1.4826
 # to matter: a twentieth of the time of any sample that it could change.
 _TOLD_SHARE: Final = 0.5
 _MATTERS: Final = 0.05
-# Two lines must explain the samples so much better (difference of BIC; above 10 is "very strong"
+# A larger model must explain the samples so much better (difference of BIC; above 10 is "very strong"
 # evidence, Kass and Raftery 1995).
 _STRONG: Final = 10.0
 _SIDE_SAMPLES: Final = 4
@@ -55,7 +59,7 @@ Parameter = tuple[Cell, ...]
 
 
 class Step(NamedTuple):
-    """What one step held; the arguments of `StepFit.seconds`."""
+    """What one step held, with one chunk of one prompt at most; the arguments of `StepFit.seconds`."""
 
     prefill: int
     decodes: int = 0
@@ -111,26 +115,32 @@ def fit_steps(samples: Sequence[Sample], *, name: str, source: str) -> Fitted:
     _check(samples)
     # In one order, since a sum of floats depends on it.
     ordered = sorted(samples)
-    best = _solve(ordered, None)
-    better = _two_lines(ordered)
-    if better is not None and better.bic < best.bic - _STRONG:
-        best = better
+    best = _better(_solve(ordered, None), _solve(ordered, None, pairs=True))
+    paired = _PAIRS in best.values
+    best = _better(best, _two_lines(ordered, pairs=False))
+    if paired:
+        best = _better(best, _two_lines(ordered, pairs=True))
     return _fitted(samples, best, name, source)
 
 
-def _two_lines(samples: Sequence[Sample]) -> _Solution | None:
+def _better(best: _Solution, larger: _Solution | None) -> _Solution:
+    """The larger model, where it earns what it has more."""
+    return larger if larger is not None and larger.bic < best.bic - _STRONG else best
+
+
+def _two_lines(samples: Sequence[Sample], *, pairs: bool) -> _Solution | None:
     """The best place of a knee: among some, then among all beside the best of those."""
     knees = list(_knees(samples))
     stride = 1 + len(knees) // _COARSE
-    coarse = _best(samples, knees[::stride])
+    coarse = _best(samples, knees[::stride], pairs=pairs)
     if coarse is None or stride == 1:
         return coarse
     at = knees.index(coarse.knee or 0)
-    return _best(samples, knees[max(0, at - stride + 1) : at + stride])
+    return _best(samples, knees[max(0, at - stride + 1) : at + stride], pairs=pairs)
 
 
-def _best(samples: Sequence[Sample], knees: Sequence[int]) -> _Solution | None:
-    found = [s for knee in knees if _both_told(s := _solve(samples, knee))]
+def _best(samples: Sequence[Sample], knees: Sequence[int], *, pairs: bool) -> _Solution | None:
+    found = [s for knee in knees if _both_told(s := _solve(samples, knee, pairs=pairs))]
     return min(found, key=lambda s: (s.bic, s.knee or 0), default=None)
 
 
@@ -166,12 +176,13 @@ def _cells(sample: Sample, knee: int | None) -> dict[Cell, float]:
         for term, amount in enumerate((1, *step)):
             if amount:
                 held[side, term] = held.get((side, term), 0.0) + amount
+        held[_PAIRS] = held.get(_PAIRS, 0.0) + attended(step.prefill, step.prefill_context)
     if sample.requests:
         held[_REQUEST] = float(sample.requests)
     return held
 
 
-def _solve(samples: Sequence[Sample], knee: int | None) -> _Solution:
+def _solve(samples: Sequence[Sample], knee: int | None, *, pairs: bool = False) -> _Solution:
     """The best coefficients for one place of the knee, with as many terms as the samples tell."""
     rows = [_cells(s, knee) for s in samples]
     seconds = [s.seconds for s in samples]
@@ -179,8 +190,9 @@ def _solve(samples: Sequence[Sample], knee: int | None) -> _Solution:
     least = median(seconds) / 10
     scales = [max(s, least) for s in seconds]
     sides = (0,) if knee is None else (0, 1)
-    parameters: list[Parameter] = [((side, term),) for term in range(5) for side in sides]
-    parameters.append((_REQUEST,))
+    terms = range(PREFILL_CONTEXT) if pairs else range(PREFILL_CONTEXT + 1)
+    parameters: list[Parameter] = [((side, term),) for term in terms for side in sides]
+    parameters += [(_PAIRS,), (_REQUEST,)] if pairs else [(_REQUEST,)]
     untold: set[Cell] = set()
     while True:
         columns = [_column(rows, p) for p in parameters]
@@ -206,7 +218,7 @@ def _column(rows: Sequence[dict[Cell, float]], parameter: Parameter) -> list[flo
 def _without(parameters: list[Parameter], named: Parameter) -> list[Parameter]:
     """Leave a parameter out: one that can stand in for it takes its place, else it is zero."""
     side, term = named[0]
-    if named[0] == _REQUEST:
+    if named[0] in {_REQUEST, _PAIRS}:
         partner = None
     elif term in {PREFILL, DECODE}:
         partner = (side, PREFILL + DECODE - term)
@@ -305,6 +317,7 @@ def _fitted(samples: Sequence[Sample], solution: _Solution, name: str, source: s
         floor_s=lines[0].base_s,
         trained_up_to=largest,
         unidentified=_names(solution, samples),
+        per_prefill_pair_s=_rounded(solution.values.get(_PAIRS, 0.0)),
     )
     fitted = Fitted(fit, _rounded(solution.values.get(_REQUEST, 0.0)), ())
     errors = tuple(fitted.predict(s) / s.seconds - 1.0 for s in samples)
@@ -327,12 +340,12 @@ def _rounded(value: float) -> float:
 
 def _names(solution: _Solution, samples: Sequence[Sample]) -> tuple[str, ...]:
     """The terms that were not told, as `StepFit.unidentified` names them."""
-    untold = set(solution.untold)
+    untold = solution.untold - {_PAIRS}
     if _REQUEST in untold:
-        untold.remove(_REQUEST)
+        untold -= {_REQUEST}
         if any(s.requests for s in samples):
             # What a request costs outside of steps is then within the base.
-            untold.add((0, BASE))
+            untold |= {(0, BASE)}
     if solution.knee is None:
         untold |= {(1, term) for _, term in untold}
     return tuple(f"{_SIDES[side]}.{_TERMS[term]}" for side, term in sorted(untold))

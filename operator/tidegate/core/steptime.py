@@ -41,6 +41,11 @@ class Residual:
     samples: int
 
 
+def attended(tokens: int, before: int) -> float:
+    """Pairs of a chunk's tokens and the tokens that each attends to: those `before`, and half its own."""
+    return tokens * (before + tokens / 2)
+
+
 @dataclass(frozen=True, slots=True)
 class StepFit:
     """A step-time fit: `low` up to `knee` tokens in the batch, `high` above; equal ones are one line.
@@ -48,6 +53,9 @@ class StepFit:
     `trained_up_to` is the largest batch, in tokens, that the fit has seen: beyond it a time is an
     extrapolation and no claim should rest on it. `unidentified` names the terms that its samples
     say nothing about, such as `high.per_decode_s`: their values are defaults, not findings.
+
+    `per_prefill_pair_s` is for engines whose attention shows: seconds for each pair of a prompt token
+    and a token that it attends to, below and above the knee. The published fits have none.
     """
 
     name: str
@@ -59,6 +67,7 @@ class StepFit:
     trained_up_to: int
     unidentified: tuple[str, ...] = ()
     residual: Residual | None = None
+    per_prefill_pair_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse coefficients for which `seconds` would not be monotone."""
@@ -71,6 +80,7 @@ class StepFit:
             low.per_prefill_context_s,
             high.per_decode_context_s,
             high.per_prefill_context_s,
+            self.per_prefill_pair_s,
         )
         if min(rates) < 0:
             raise ValueError(f"{self.name}: only the decode rate above the knee may be negative")
@@ -78,7 +88,14 @@ class StepFit:
         if low != high and low.per_decode_s < low.per_prefill_s:
             raise ValueError(f"{self.name}: below the knee a decode must cost at least a prefill token")
 
-    def seconds(self, prefill: int, decodes: int, decode_context: int = 0, prefill_context: int = 0) -> float:
+    def seconds(
+        self,
+        prefill: int,
+        decodes: int,
+        decode_context: int = 0,
+        prefill_context: int = 0,
+        prefill_pairs: float | None = None,
+    ) -> float:
         """The time of one step, in seconds; 0 for an empty one.
 
         Args:
@@ -86,6 +103,8 @@ class StepFit:
             decodes: requests that get one output token in this step.
             decode_context: tokens that those decodes attend to, summed.
             prefill_context: tokens that were computed before this step's chunks, summed.
+            prefill_pairs: what `attended` says of each of this step's chunks, summed; None takes all
+                prompt tokens as one chunk behind all of that context, which is the most it can be.
         """
         tokens = prefill + decodes
         if tokens == 0:
@@ -114,6 +133,9 @@ class StepFit:
                 + high.per_prefill_context_s * prefill_context
             )
             time_s = max(time_s, above_s)
+        if self.per_prefill_pair_s:
+            pairs = attended(prefill, prefill_context) if prefill_pairs is None else prefill_pairs
+            time_s += self.per_prefill_pair_s * pairs
         return max(time_s, self.floor_s)
 
     def to_json(self) -> dict[str, Any]:
@@ -126,13 +148,15 @@ class StepFit:
 
     @classmethod
     def from_json(cls, data: object) -> "StepFit":
-        """Read what `to_json` wrote. `unidentified` and `residual` may be left out.
+        """Read what `to_json` wrote. What has a default may be left out.
 
         Raises:
             StepFitError: a field is missing, unknown or not what it must be; names it.
             ValueError: the coefficients are not monotone.
         """
-        plain = _fields(data, "", {"version"} | _names(cls), {"unidentified", "residual"})
+        plain = _fields(
+            data, "", {"version"} | _names(cls), {"unidentified", "residual", "per_prefill_pair_s"}
+        )
         if plain["version"] != JSON_VERSION:
             raise StepFitError(f"version must be {JSON_VERSION}, not {plain['version']!r}")
         knee, trained = (_number(plain[n], n, whole=True) for n in ("knee", "trained_up_to"))
@@ -147,6 +171,7 @@ class StepFit:
             trained_up_to=int(trained),
             unidentified=_texts(plain.get("unidentified", []), "unidentified"),
             residual=None if residual is None else _residual(residual),
+            per_prefill_pair_s=_number(plain.get("per_prefill_pair_s", 0.0), "per_prefill_pair_s"),
         )
 
 

@@ -115,7 +115,9 @@ def _prefills(limits: Limits) -> Iterator[Prefill]:
     # From the middle outwards, so that few of them span the range already.
     for size in sorted(set(sizes), key=lambda s: (sizes.index(s) % 3, s)):
         yield Prefill(size)
-    for chunks in (1.5, 2.4):
+    # With little and with much behind whole chunks: else what is dear with a context, the step or each
+    # of its tokens, could not be told.
+    for chunks in (1.5, 2.4, 1.06, 4.06):
         if chunks * limits.chunk <= longest:
             yield Prefill(int(chunks * limits.chunk))
 

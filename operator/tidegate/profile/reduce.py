@@ -58,6 +58,21 @@ def decode_sample(answers: Sequence[Answer]) -> Sample | None:
     return Sample((Step(0, len(answers), round(context)),), seconds) if seconds > 0 else None
 
 
+def undisturbed(repeats: Sequence[Sample]) -> list[Sample]:
+    """The faster half of an experiment's repeats, the middle one included.
+
+    Whatever else a machine does only ever adds time, so what is slower tells of the machine. Not the
+    fastest alone: a late packet can make a step look short.
+    """
+    return sorted(repeats, key=lambda s: s.seconds)[: (len(repeats) + 1) // 2]
+
+
+def apart(repeats: Sequence[Sequence[Sample]]) -> float:
+    """How much longer than an experiment's fastest repeat its slowest took: their median, 0.3 is 30%."""
+    found = [max(s.seconds for s in r) / min(s.seconds for s in r) - 1.0 for r in repeats if len(r) > 1]
+    return median(found) if found else 0.0
+
+
 def slope(times: Sequence[float]) -> float:
     """Seconds a step: the median over all pairs (Theil and Sen), which neither jitter nor a stall moves."""
     return median((b - a) / (j - i) for (i, a), (j, b) in combinations(enumerate(times), 2))

@@ -21,6 +21,8 @@ def as_json(found: Profile) -> dict[str, Any]:
         "round_trip_s": found.round_trip_s,
         "took_s": round(found.took_s, 1),
         "rounds": round(found.rounds, 2),
+        "left_out": found.left_out,
+        "spread": round(found.spread, 4),
         "notes": found.notes,
         "samples": [
             {
@@ -73,6 +75,11 @@ def as_text(found: Profile) -> str:
     if fit.residual:
         median, p90 = fit.residual.median, fit.residual.p90
         lines.append(f"residuals: median {median:.1%}, 90th percentile {p90:.1%} of the time")
+    if found.left_out:
+        lines.append(
+            f"repeats: the slowest took {found.spread:.0%} longer than the fastest (median of the"
+            f" experiments); the slower half, {found.left_out} samples, was left out"
+        )
     lines.append(
         f"outside of steps: {1000 * found.fitted.request_s:.1f} ms a request, after a round trip of"
         f" {1000 * found.round_trip_s:.1f} ms"
@@ -104,6 +111,8 @@ def _table(fit: StepFit) -> list[str]:
     rows = [head]
     for at, (name, scale, unit) in enumerate(_ROWS):
         rows.append([name, *(f"{scale * _totals(line)[at]:.2f} {unit}" for line in lines)])
+    if fit.per_prefill_pair_s:
+        rows.append(["pair of attention", *[f"{1e9 * fit.per_prefill_pair_s:.2f} ns"] * len(lines)])
     return [f"{row[0]:<22}" + "".join(f"{cell:>20}" for cell in row[1:]) for row in rows]
 
 

@@ -4,7 +4,7 @@ import asyncio
 import random
 import string
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
@@ -33,6 +33,9 @@ _STEP_S: Final = 0.02
 _POOR: Final = 0.1
 """The median error of a fit that should not be relied on."""
 
+Point = tuple[Trial, tuple[int, ...]]
+"""What repeats of one measurement share: the experiment, and the chunks of the prompt in it."""
+
 Tell = Callable[[str], None]
 
 
@@ -50,7 +53,11 @@ class Settings:
 
 @dataclass(slots=True)
 class Profile:
-    """What was found. `notes` are remarks for people; times are in seconds."""
+    """What was found. `notes` are remarks for people; times are in seconds.
+
+    `samples` are those that were fitted; `left_out` were slower repeats of the same. `spread` is how
+    much longer the slowest repeat of an experiment took than the fastest, as `reduce.apart` says it.
+    """
 
     model: str
     fitted: Fitted
@@ -59,6 +66,8 @@ class Profile:
     took_s: float
     rounds: float
     notes: list[str]
+    left_out: int = 0
+    spread: float = 0.0
 
 
 async def profile(settings: Settings, tell: Tell) -> Profile:
@@ -88,7 +97,7 @@ class _Runner:
     client: Client
     tell: Tell
     started: float = field(default_factory=time.monotonic)
-    samples: list[Sample] = field(default_factory=list)
+    points: defaultdict[Point, list[Sample]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
     chars_per_token: float = 4.0
     round_trip_s: float = 0.0
@@ -113,22 +122,26 @@ class _Runner:
                 f"no answer to the first requests within {self.settings.seconds:g} s"
             ) from error
         rounds = await self._measure(limits)
+        repeats = list(self.points.values())
+        samples = [s for r in repeats for s in reduce.undisturbed(r)]
         source = (
-            f"tidegate profile, {len(self.samples)} samples, chunk {limits.chunk}, up to"
+            f"tidegate profile, {len(samples)} samples, chunk {limits.chunk}, up to"
             f" {self.most_streams} streams"
         )
         try:
-            fitted = fit_steps(self.samples, name=self.settings.model, source=source)
+            fitted = fit_steps(samples, name=self.settings.model, source=source)
         except FitError as error:
             raise FitError(f"{error}: give more --seconds") from error
         return Profile(
             self.settings.model,
             fitted,
-            self.samples,
+            samples,
             self.round_trip_s,
             time.monotonic() - self.started,
             rounds,
             self._remarks(fitted.fit.residual),
+            sum(map(len, repeats)) - len(samples),
+            reduce.apart(repeats),
         )
 
     async def _prepare(self) -> Limits:
@@ -177,7 +190,8 @@ class _Runner:
                 continue
             failures = 0
             done = number + 1
-            self.samples += found
+            for sample in found:
+                self.points[trial, tuple(step.prefill for step in sample.steps)].append(sample)
             self.tell(self._line(done, len(plan) * ROUNDS, trial, found))
         if done < len(plan):
             self.notes.append(f"the time was over after {done} of {len(plan)} experiments: more --seconds")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import Final
 
+from tidegate.core.steptime import attended
 from tidegate.sim.types import EngineConfig, Policy, Request, TokenEvent
 from tidegate.sim.waitroom import Key, Waitroom
 
@@ -61,6 +62,7 @@ class BulkPlan:
         "lasts",
         "preempted",
         "prefill_context",
+        "prefill_pairs",
         "prefill_tokens",
         "work",
     )
@@ -71,6 +73,7 @@ class BulkPlan:
         self.decodes = 0
         self.decode_context = 0
         self.prefill_context = 0
+        self.prefill_pairs = 0.0
         self.firsts: list[Job] = []
         self.lasts: list[Job] = []
         self.preempted: list[str] = []
@@ -166,6 +169,7 @@ class Bulk(Waitroom[Job]):
         else:
             plan.prefill_tokens += tokens
             plan.prefill_context += job.computed
+            plan.prefill_pairs += attended(tokens, job.computed)
         job.computed += tokens
         if job.computed < job.prompt + job.known:
             job.state = PREFILL

@@ -1,6 +1,7 @@
 """Run a list of arrivals through one engine in virtual time."""
 
-from collections.abc import Iterable
+from bisect import insort
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tidegate.core.steptime import LLAMA3_8B_A100
@@ -46,14 +47,25 @@ def drive(
     arrivals: Iterable[Arrival],
     step_time: StepTime = LLAMA3_8B_A100.seconds,
     speed: float = 1.0,
+    following: Mapping[str, Request] | None = None,
+    gap_s: float = 0.0,
 ) -> Run:
     """Serve every arrival to its end and say when each was served.
 
     An arrival at the very moment a step ends is seen by the plan made at that moment.
 
+    Args:
+        config: of the engine.
+        arrivals: in any order.
+        step_time: seconds of a step.
+        speed: divides step times.
+        following: closed loops: by id of a request the one that arrives `gap_s` after its end.
+        gap_s: seconds.
+
     Raises:
         ValueError: two requests share an id, or one can never fit the engine.
     """
+    following = following or {}
     engine = Engine(config)
     pipeline = Pipeline(engine, step_time, speed)
     todo = sorted(arrivals, key=lambda a: a.time_s)
@@ -74,6 +86,8 @@ def drive(
                 if event.finished:
                     outcome.finish_s = now
                     finish_order.append(event.id)
+                    if then := following.get(event.id):
+                        insort(todo, Arrival(now + gap_s, then), position, key=lambda a: a.time_s)
         else:
             position = _take(todo, position, now, engine, outcomes)
         pipeline.launch(now)

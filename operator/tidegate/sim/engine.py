@@ -9,6 +9,7 @@ decoding, LoRA, and the one step that vLLM wastes when a request ends before its
 import heapq
 from operator import attrgetter
 
+from tidegate.core.steptime import attended
 from tidegate.sim.types import Policy, Request, StepPlan, TokenEvent, Tracked, Work
 from tidegate.sim.waitroom import Key, Waitroom
 
@@ -118,6 +119,7 @@ class Engine(Waitroom[Tracked]):
             else:
                 plan.prefill_tokens -= tokens
                 plan.prefill_context -= victim.computed
+                plan.prefill_pairs -= attended(tokens, victim.computed)
             return tokens
         return 0
 
@@ -155,6 +157,7 @@ class Engine(Waitroom[Tracked]):
         else:
             plan.prefill_tokens += tokens
             plan.prefill_context += context
+            plan.prefill_pairs += attended(tokens, context)
         tracked.computed = context + tokens
         samples = tracked.computed == tracked.prompt + tracked.generated + tracked.in_flight
         if samples:

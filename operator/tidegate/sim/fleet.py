@@ -125,8 +125,8 @@ class _Site:
         self.engine = self._build(self.config)
         self.line = Pipeline(self.engine, self._seconds, self.replica.speed)
 
-    def _seconds(self, prefill: int, decodes: int, decode_context: int, prefill_context: int) -> float:
-        return self.slow * self.step_time(prefill, decodes, decode_context, prefill_context)
+    def _seconds(self, prefill: int, decodes: int, context: int, before: int, pairs: float) -> float:
+        return self.slow * self.step_time(prefill, decodes, context, before, pairs)
 
 
 Event = tuple[float, int, Callable[[], None]]

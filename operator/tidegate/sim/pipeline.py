@@ -10,8 +10,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from tidegate.sim.types import EngineConfig, TokenEvent
 
-StepTime = Callable[[int, int, int, int], float]
-"""Seconds of a step with (prefill, decodes, decode context, prefill context) tokens."""
+StepTime = Callable[[int, int, int, int, float], float]
+"""Seconds of a step: what `StepFit.seconds` takes and gives."""
 
 
 class Planned(Protocol):
@@ -23,6 +23,7 @@ class Planned(Protocol):
     decodes: int
     decode_context: int
     prefill_context: int
+    prefill_pairs: float
 
 
 P = TypeVar("P", bound=Planned)
@@ -64,6 +65,7 @@ class Pipeline(Generic[P]):
         self._speed = speed
         self._depth = 2 if engine.config.async_scheduling else 1
         self._launched: deque[Launched[P]] = deque()
+        self._blocked = False
 
     @property
     def next_end(self) -> float | None:
@@ -73,24 +75,33 @@ class Pipeline(Generic[P]):
     def launch(self, now: float) -> list[Launched[P]]:
         """Launch what can be launched at `now`; return the new steps.
 
-        A step starts when the one before it ends. A caller on a real clock, which is always a
+        With a step under way and nothing more to launch, vLLM's core waits for that step's results: who
+        arrives meanwhile is seen, with all others, when it has ended. A step starts when the one
+        before it ends. A caller on a real clock, which is always a
         little late, passes the end of the step that it completed, so that lateness never adds up.
         """
-        new = []
+        new: list[Launched[P]] = []
+        if self._blocked:
+            return new
         while len(self._launched) < self._depth:
             start = max(now, self._launched[-1].end) if self._launched else now
             plan = self.engine.schedule(start)
             if not plan.work:
-                if plan.preempted:
+                if plan.preempted and not self._launched:
                     # The requester was its own victim; those behind it can go on at once.
                     continue
                 break
             seconds = self._step_time(
-                plan.prefill_tokens, plan.decodes, plan.decode_context, plan.prefill_context
+                plan.prefill_tokens,
+                plan.decodes,
+                plan.decode_context,
+                plan.prefill_context,
+                plan.prefill_pairs,
             )
             step = Launched(plan, start, start + seconds / self._speed)
             self._launched.append(step)
             new.append(step)
+        self._blocked = bool(self._launched)
         return new
 
     def complete(self) -> tuple[Launched[P], list[TokenEvent]]:
@@ -100,4 +111,5 @@ class Pipeline(Generic[P]):
             IndexError: nothing is running.
         """
         step = self._launched.popleft()
+        self._blocked = False
         return step, self.engine.complete(step.plan)

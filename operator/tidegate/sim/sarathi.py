@@ -11,6 +11,7 @@ import heapq
 from math import inf
 from typing import NamedTuple, Protocol
 
+from tidegate.core.steptime import attended
 from tidegate.sim.promise import ANYTIME, Promise
 from tidegate.sim.types import Counters, Request, StepPlan, TokenEvent, Tracked, Work
 
@@ -174,6 +175,7 @@ class Sarathi:
             tokens = min(job.remaining, budget)
             plan.prefill_tokens += tokens
             plan.prefill_context += job.computed
+            plan.prefill_pairs += attended(tokens, job.computed)
             job.computed += tokens
             budget -= tokens
             self._prompt_tokens -= tokens

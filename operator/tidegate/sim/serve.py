@@ -54,7 +54,13 @@ def serve(
             served[request.id] = Served(coming, Outcome(last_s))
             coming = next(todo, None)
         plan = engine.schedule(now)
-        now += step_time(plan.prefill_tokens, plan.decodes, plan.decode_context, plan.prefill_context)
+        now += step_time(
+            plan.prefill_tokens,
+            plan.decodes,
+            plan.decode_context,
+            plan.prefill_context,
+            plan.prefill_pairs,
+        )
         for event in engine.complete(plan):
             outcome = served[event.id].outcome
             outcome.tokens += 1

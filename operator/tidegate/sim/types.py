@@ -138,6 +138,7 @@ class StepPlan:
     decodes: int = 0
     decode_context: int = 0
     prefill_context: int = 0
+    prefill_pairs: float = 0.0
     admitted: list[str] = field(default_factory=list)
     preempted: list[str] = field(default_factory=list)
 

@@ -1,0 +1,122 @@
+"""The schedules of vLLM's own scheduler, without a model; run by vLLM's own Python.
+
+`python tests/perf/vllm_schedule.py MODEL < CASES > SCHEDULES`, both JSON. A case has the settings and
+turns; each turn lists the requests that arrive before it: [id, prompt tokens, output tokens,
+priority]. What comes back is, turn by turn, what is launched (tokens by request, who was preempted)
+and who finished.
+"""
+
+import json
+import os
+import sys
+from collections import deque
+
+os.environ |= {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+
+import torch
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+from vllm.v1.structured_output import StructuredOutputManager
+
+
+class Core:
+    """The part of vLLM's engine core that calls the scheduler; every step samples token 7."""
+
+    def __init__(self, model: str, settings: dict) -> None:
+        config = EngineArgs(
+            model=model,
+            max_model_len=4096,
+            max_num_seqs=settings["max_num_seqs"],
+            max_num_batched_tokens=settings["max_num_batched_tokens"],
+            block_size=settings["block_size"],
+            scheduling_policy=settings["policy"],
+            enable_prefix_caching=False,
+        ).create_engine_config()
+        asynchronous = settings["async_scheduling"]
+        # The CPU's platform turns it off; the scheduler itself knows no platform.
+        config.scheduler_config.async_scheduling = asynchronous
+        config.cache_config.num_gpu_blocks = settings["num_blocks"]
+        spec = FullAttentionSpec(
+            block_size=settings["block_size"], num_kv_heads=1, head_size=1, dtype=torch.float32
+        )
+        blocks = KVCacheConfig(settings["num_blocks"], [], [KVCacheGroupSpec(["layer"], spec)])
+        self.scheduler = (AsyncScheduler if asynchronous else Scheduler)(
+            config, blocks, StructuredOutputManager(config), settings["block_size"]
+        )
+        self.depth = 2 if asynchronous else 1
+        self.launched: deque = deque()
+        self.arrived = 0
+
+    def add(self, name: str, prompt: int, output: int, priority: int) -> None:
+        """A request, later than those before it."""
+        self.arrived += 1
+        params = SamplingParams(max_tokens=output, ignore_eos=True)
+        params.update_from_generation_config({}, 2)
+        self.scheduler.add_request(
+            Request(name, [7] * prompt, params, None, arrival_time=float(self.arrived), priority=priority)
+        )
+
+    def turn(self) -> dict:
+        """Launch until the pipeline is full, then take the oldest step's results: `EngineCore.step…`."""
+        told: dict = {"launched": [], "finished": []}
+        while True:
+            if self.scheduler.has_requests():
+                step = self.scheduler.schedule()
+                if step.num_scheduled_tokens:
+                    told["launched"].append(step.num_scheduled_tokens)
+                self.launched.append(step)
+                full = len(self.launched) == self.depth
+                if not full and (step.num_scheduled_tokens or self.scheduler.has_requests()):
+                    continue
+            elif not self.launched:
+                return told
+            step = self.launched.popleft()
+            ended = self.results(step)
+            if step.num_scheduled_tokens:
+                told["finished"] = ended
+                return told
+
+    def results(self, step) -> list[str]:
+        """Give the scheduler what a model would; who has finished with it."""
+        names = list(step.num_scheduled_tokens)
+        requests = self.scheduler.requests
+        before = set(requests)
+        sampled = [[] if self.partial(step, name) else [7] for name in names]
+        answer = ModelRunnerOutput(names, {n: i for i, n in enumerate(names)}, sampled)
+        self.scheduler.update_from_output(step, answer)
+        return sorted(before - set(requests))
+
+    def partial(self, step, name: str) -> bool:
+        """Whether a step ends before the last token that is known of a request."""
+        for new in step.scheduled_new_reqs:
+            if new.req_id == name:
+                return new.num_computed_tokens + step.num_scheduled_tokens[name] < len(new.prompt_token_ids)
+        cached = step.scheduled_cached_reqs
+        at = cached.req_ids.index(name)
+        request = self.scheduler.requests.get(name)
+        known = request.num_prompt_tokens + cached.num_output_tokens[at] if request else 0
+        return cached.num_computed_tokens[at] + step.num_scheduled_tokens[name] < known
+
+
+def main(model: str) -> None:
+    """All cases."""
+    schedules = []
+    for case in json.load(sys.stdin):
+        core = Core(model, case["settings"])
+        turns = []
+        for arrivals in case["turns"]:
+            for arrival in arrivals:
+                core.add(*arrival)
+            turns.append(core.turn())
+        schedules.append(turns)
+    print("\n" + json.dumps(schedules), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
