@@ -12,7 +12,7 @@ from typing import Final
 
 from tidegate.core.cooperate import Rules
 from tidegate.core.flow import Flow
-from tidegate.core.flowtypes import Ask, Pack
+from tidegate.core.flowtypes import Ask
 from tidegate.sim.bulk_cooperating import BulkCooperating
 from tidegate.sim.fleet_arms.central import Central
 from tidegate.sim.fleet_arms.packing import BATCH, PEOPLE, STANDARD
@@ -23,6 +23,8 @@ from tidegate.sim.types import EngineConfig
 KEPT, SHARED = PEOPLE, STANDARD
 """Lanes of the two tiers: of those who cannot wait, and of all other people."""
 RULES: Final = Rules()
+_SOON: Final = 0.3
+"""Of the objective: a first token that comes within is soon enough."""
 
 
 class Tiers(Central):
@@ -50,7 +52,7 @@ class Tiers(Central):
     def best(self, ask: Ask, firsts: Sequence[tuple[float, Site]]) -> Site | None:
         """The soonest on the shared ones, if that is soon enough; else the soonest of all."""
         waits_s = self.classes[ask.qos_class].objectives.ttft_s or 0.0
-        soon = [f for f in firsts if f[1].facts.lane == SHARED and f[0] <= Pack().spill * waits_s]
+        soon = [f for f in firsts if f[1].facts.lane == SHARED and f[0] <= _SOON * waits_s]
         return super().best(ask, soon or firsts)
 
     def ahead_s(self, site: Site, rank: int, now: float) -> float:
