@@ -70,11 +70,11 @@ class Pack:
     short: bool = True
     spill: float = 0.35
     clear_share: float = 0.5
-    front_patient: int = 12
+    front_patient: int = 11
     margin_s: float = 0.1
     utilisation: float = 0.48
     ahead_s: float = 0.1
-    short_s: float = 0.14
+    short_s: float = 0.12
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,11 @@ from tidegate.sim.types import EngineConfig, Policy
 from tidegate.sim.workload import Length, Stream, chat_lengths, poisson, summary_lengths
 
 MODEL: Final[ModelKey] = ("headline", "llama-3-8b")
-CONFIG: Final = EngineConfig(policy=Policy.PRIORITY)
+CONFIG: Final = EngineConfig(policy=Policy.PRIORITY, max_num_batched_tokens=2552)
+"""Steps as large as the step-time fit knows, for every arm: what oracle A and batch alone do best with.
+
+With vLLM's 2,048, chat alone has a p99 TTFT 4% higher, and batch alone computes 0.2% less.
+"""
 _DAY_S: Final = 86_400.0
 
 
