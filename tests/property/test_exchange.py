@@ -126,7 +126,7 @@ def test_every_room_is_given_back_once(visits: list[Visit], slots: int, together
             assert not {"immediate_response", "request_headers"} <= set(replies)
         return desk, service
 
-    desk, service = asyncio.run(play())
+    desk, service = asyncio.run(asyncio.wait_for(play(), timeout=60))  # it waits for nobody but itself
     assert desk.flow.held("a:1") == (0, 0)
     assert list(desk.flow.waiting()) == []
     assert list(desk.flow.in_flight()) == []

@@ -106,7 +106,8 @@ class Service:
                 return
             await self._facts()
             if exchange.way.wants is Wants.INFERENCE:
-                await self._infer(request, read, write)
+                if not await self._infer(request, read, write):
+                    return
             else:
                 await self._inform(request, write)
         except _RefusedError as no:
@@ -171,7 +172,8 @@ class Service:
         except UnknowableError as error:
             raise _RefusedError(503, "identity_unknown", str(error), retry_after="1") from error
 
-    async def _infer(self, request: _Request, read: Read, write: Write) -> None:
+    async def _infer(self, request: _Request, read: Read, write: Write) -> bool:
+        """Queue a request and hand it over. False: its client has left meanwhile."""
         exchange = request.exchange
         try:
             body = read_body(exchange.way, exchange.body, request.json_length)
@@ -191,12 +193,13 @@ class Service:
         )
         verdict = await self._wait(request, ask, read)
         if verdict is None:
-            return
+            return False
         if isinstance(verdict, Refused):
             after = str(verdict.retry_after_s)
             raise _RefusedError(verdict.status, verdict.reason, verdict.message, retry_after=after)
         request.dispatched = True
         await self._hand_over(request, model, qos, verdict, write)
+        return True
 
     def _find(self, exchange: Exchange, name: str) -> ServedModel:
         model = self.desk.world.find(name)

@@ -12,6 +12,7 @@ from typing import Final
 
 from tidegate.core import cooperate
 from tidegate.core.cooperate import Beside, Holder, Pace, Rules
+from tidegate.core.steptime import attended
 from tidegate.sim.bulk import DECODE, DONE, ENDING, PREFILL, WAITING, BulkPlan, Job
 from tidegate.sim.cooperating import Seen
 from tidegate.sim.types import EngineConfig, Policy, Request, TokenEvent
@@ -197,6 +198,7 @@ class BulkCooperating(Waitroom[PacedJob]):
         else:
             plan.prefill_tokens += tokens
             plan.prefill_context += job.computed
+            plan.prefill_pairs += attended(tokens, job.computed)
         job.computed += tokens
         left = job.prompt + job.known - job.computed
         if left == 0:
