@@ -14,6 +14,8 @@ from tidegate.core.plan.types import Memory, Snapshot
 from tidegate.core.quota import standings
 from tidegate.core.types import Node, Pool, Reservation
 
+SETTLES = 140
+"""Steps until nothing moves: each of up to eight replicas that change hands is calm for ten, drains and starts."""
 SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SIZES = st.sampled_from([1, 2, 4])
 LOADS = st.builds(
@@ -91,7 +93,7 @@ def test_it_converges_and_then_nothing_moves(world, other, forget):
     for key, demand in zip(sorted(world.demand), other.demand.values(), strict=False):
         world.demand[key] = demand
     world.forget = forget
-    world.run(40)
+    world.run(SETTLES)
     told, preempted = len(world.decisions), world.preempted
     world.run(10)
     assert len({tuple(sorted(step.items())) for step in world.history[-10:]}) == 1
@@ -119,7 +121,7 @@ def test_from_any_state_nobody_waits_in_vain(world, other, steps, forget):
         world.demand[key] = demand
     world.run(2)
     world.forget = forget
-    world.run(40)
+    world.run(SETTLES)
     for _ in range(6):
         before = world.replicas_by_lane()
         world.step()

@@ -71,7 +71,7 @@ class Pack:
     spill: float = 0.35
     clear_share: float = 0.5
     front_patient: int = 11
-    margin_s: float = 0.1
+    margin_s: float = 0.12
     utilisation: float = 0.48
     ahead_s: float = 0.1
     short_s: float = 0.12
