@@ -273,9 +273,10 @@ UNENFORCED = {
                 "timeToFirstToken": "1s",
                 "perThousandPromptTokens": "0.1s",
                 "timePerOutputToken": "1s",
+                "attainmentPercent": 95,
             }
         ),
-        ["spec.objectives.timePerOutputToken"],
+        ["spec.objectives.attainmentPercent"],
     ),
     "below an optional object": (ModelDeployment, mdep(exposure={}), ["spec.exposure"]),
     "in a list": (

@@ -16,7 +16,6 @@ from tidegate.api.qosclass import QoSClass
 
 NOT_YET: Final[dict[type[KubeObject], tuple[str, ...]]] = {
     QoSClass: (
-        "spec.objectives.timePerOutputToken",
         "spec.objectives.attainmentPercent",
         "spec.objectives.window",
     ),
