@@ -265,3 +265,41 @@ def test_what_it_is_owed() -> None:
     owed.others(100.0, 0.2, 60.0)
     owed.rest()
     assert owed.seconds(60.0) == 0.0, "who does not wait is owed nothing"
+
+
+def test_a_large_claim_gives_nobody_the_whole_model() -> None:
+    stage = Stage(slots=40)
+    stage.come(ask("chat", output=130_000), *(ask("batch", prompt=500, output=200) for _ in range(60)))
+    stage.flow.dispatch(stage.now)
+    stage.come(*(ask("chat") for _ in range(5)))
+    assert [d.ask.qos_class for d in stage.flow.dispatch(stage.now)].count("chat") == 5
+
+
+# ── what comes and goes ─────────────────────────────────────────────────────────────────────────
+
+
+def test_who_waits_for_the_first_replica_is_not_beyond_its_part() -> None:
+    shared = replace(CLASSES["chat"], tenants=SHARED)
+    flow = Flow()
+    flow.set_world({"chat": shared}, {M: Model(M, ("chat",), startable=True)}, [], 0.0)
+    for number in range(12):
+        assert flow.admit(ask("chat", f"t{number % 2}"), number / 10) is None
+    assert [relegated for *_, relegated in flow.sharing()] == [0]
+
+
+def test_of_models_that_are_gone_nothing_is_kept() -> None:
+    flow = Flow()
+    for number in range(3):
+        key = ("ns", f"m{number}")
+        one = replace(ask("code"), model=key)
+        place = Endpoint("a:1", key, "code", 4)
+        flow.set_world(CLASSES, {key: Model(key, ("code",))}, [place], number * 10.0)
+        flow.report("a:1", EngineReport(number * 10.0, 0, 0, 0.0, 400_000), 0, 0)
+        assert flow.admit(one, number * 10.0) is None
+        assert len(flow.dispatch(number * 10.0)) == 1
+        flow.set_world(CLASSES, {}, [], number * 10.0 + 1)
+        flow.finish(one.id, number * 10.0 + 2)
+    flow.set_world(CLASSES, {}, [], 100.0)
+    room = flow._room
+    assert not any((flow._lines, flow._where, flow._paces, flow._owed, flow._crowds))
+    assert not any((room.running, room.loads, room._busy, room._seen))

@@ -52,6 +52,9 @@ __all__ = [
 _FIFO_QUEUE: Final = ""
 _NOTHING: Final = Objectives()
 _RETRY_AFTER_MAX_S: Final = 600
+_CLAIMED: Final = 1000
+"""Output tokens that count to minimum shares when a request is sent, at most: many ask for as much as a
+context holds, and make a few hundred. What it made is known, and counted, when it ends."""
 _STARVES_S: Final = 5.0
 """However it came about that none of a class is sent, after this long one is, where it has room."""
 
@@ -294,7 +297,8 @@ class Flow:
     def _beyond(self, key: tuple[ModelKey, str], ask: Ask, tenant: str, weight: int, now: float) -> bool:
         """Whether its tenant asks for more than its part of replicas that cannot do all that is asked."""
         prefill_s = promises.prefill_s(self.policy.fit, ask.prompt_tokens)
-        replicas = sum(1 for _ in self._room.ready(ask.model))
+        # Those who wait for the first replica are not beyond what it can do.
+        replicas = max(1, sum(1 for _ in self._room.ready(ask.model)))
         return self._crowds.setdefault(key, Crowd()).beyond(tenant, weight, prefill_s, replicas, now)
 
     def _promised(self, ask: Ask) -> Objectives:
@@ -384,7 +388,7 @@ class Flow:
         forecast = self._room.loads[running.address].forecast
         forecast.advance(now)
         made = int(forecast.steps - running.steps)
-        if whole and self._promised(ask).completion_s is not None:
+        if whole and key in self._lines and self._promised(ask).completion_s is not None:
             expected_s = promises.work_s(self.policy.fit, ask.prompt_tokens, ask.output_tokens)
             self._paces.setdefault(key, Mean(0.1)).add((now - running.since) / expected_s)
         tenant, _ = self._tenant(ask)
@@ -408,7 +412,7 @@ class Flow:
         return known.minimum_share if known else 0.0
 
     def _gpu_s(self, ask: Ask) -> float:
-        return promises.gpu_s(self.policy.fit, ask.prompt_tokens, ask.output_tokens)
+        return promises.gpu_s(self.policy.fit, ask.prompt_tokens, min(ask.output_tokens, _CLAIMED))
 
     def _share(self, key: tuple[ModelKey, str], gpu_s: float, now: float) -> None:
         """Note GPU time that a line gets, or did not need, for all that have a minimum share of it."""

@@ -141,6 +141,8 @@ class Room:
         ask = running.ask
         self.relegated.discard(request)
         self._busy[ask.model, ask.qos_class] -= 1
+        if not self._busy[ask.model, ask.qos_class]:
+            del self._busy[ask.model, ask.qos_class]
         load = self.loads[running.address]
         load.give_back(ask, now, running.steps, patient=running.patient, served=whole)
         if load.gone and not load.requests:
