@@ -275,6 +275,27 @@ def test_a_large_claim_gives_nobody_the_whole_model() -> None:
     assert [d.ask.qos_class for d in stage.flow.dispatch(stage.now)].count("chat") == 5
 
 
+@pytest.mark.parametrize("rests", [False, True])
+def test_what_others_did_not_need_is_taken_from_who_was_owed_it_alone(rests: bool) -> None:
+    stage = Stage(slots=100)
+    chats = [ask("chat", output=1000) for _ in range(60)]
+    before = [ask("batch")] if rests else []
+    stage.come(*chats, *before)
+    assert sum(d.ask.qos_class == "chat" for d in stage.flow.dispatch(0.0)) == 60
+    for one in before:
+        stage.flow.finish(one.id, 0.0)
+    stage.come(*(ask("batch") for _ in range(80)))
+
+    def owed_s() -> float:
+        [queue] = (q for q in stage.flow.snapshot(0.0)["queues"] if q["qos_class"] == "batch")
+        return float(queue["owed_gpu_s"])
+
+    owed_before = owed_s()
+    for one in chats:
+        stage.flow.finish(one.id, 0.0)
+    assert owed_s() == owed_before
+
+
 # ── what comes and goes ─────────────────────────────────────────────────────────────────────────
 
 

@@ -374,9 +374,9 @@ class Flow:
         line.drained.add(now)
         line.sent_s = now
         line.charge(one.tenant, PROMPT_WEIGHT * ask.prompt_tokens + OUTPUT_WEIGHT * ask.output_tokens)
-        if self._owed:
-            self._share(key, self._gpu_s(ask), now)
         load = self._room.take(ask, address, now)
+        if self._owed:
+            self._room.running[ask.id].shared = self._share(key, self._gpu_s(ask), now)
         return Dispatch(ask, address, load.lane, now - one.since)
 
     def _learn(self, running: Running, now: float, *, whole: bool) -> None:
@@ -395,7 +395,7 @@ class Flow:
         if tenant is not None and key in self._lines:
             self._lines[key].charge(tenant, OUTPUT_WEIGHT * (made - ask.output_tokens))
         if self._owed:
-            self._share(key, promises.gpu_s(self.policy.fit, ask.prompt_tokens, made) - self._gpu_s(ask), now)
+            self._settle(running, made, now)
 
     def _drop(self, key: tuple[ModelKey, str], request: int) -> Waiting:
         line = self._lines[key]
@@ -414,12 +414,25 @@ class Flow:
     def _gpu_s(self, ask: Ask) -> float:
         return promises.gpu_s(self.policy.fit, ask.prompt_tokens, min(ask.output_tokens, _CLAIMED))
 
-    def _share(self, key: tuple[ModelKey, str], gpu_s: float, now: float) -> None:
-        """Note GPU time that a line gets, or did not need, for all that have a minimum share of it."""
+    def _share(self, key: tuple[ModelKey, str], gpu_s: float, now: float) -> dict[tuple[ModelKey, str], int]:
+        """Note GPU time that a line gets for all that have a minimum share of it; returns who was owed."""
+        shared = {}
         for other, owed in self._owed.items():
             if other == key:
                 owed.own(gpu_s, self._minimum_share(key), now)
             elif other[0] == key[0] and self._lines[other]:
+                owed.others(gpu_s, self._minimum_share(other), now)
+                shared[other] = owed.rests
+        return shared
+
+    def _settle(self, running: Running, made: int, now: float) -> None:
+        """Note what a request took otherwise than when it was sent, for those that were owed of it then."""
+        ask, key = running.ask, self._line_key(running.ask)
+        gpu_s = promises.gpu_s(self.policy.fit, ask.prompt_tokens, made) - self._gpu_s(ask)
+        for other, owed in self._owed.items():
+            if other == key:
+                owed.own(gpu_s, self._minimum_share(key), now)
+            elif running.shared.get(other) == owed.rests:
                 owed.others(gpu_s, self._minimum_share(other), now)
 
     def _pay(self, turns: dict[ModelKey, Turn], now: float) -> tuple[list[Dispatch], set[ModelKey]]:
