@@ -189,6 +189,22 @@ def test_relegated_requests_still_come_before_lower_classes() -> None:
     assert stage.serve(1) == [late]
 
 
+def test_people_do_not_wait_behind_what_is_relegated_and_finds_no_room() -> None:
+    promised = Objectives(ttft_s=2.0)
+    classes = {name: QoSClass(name, priority, objectives=promised) for name, priority in (("a", 2), ("b", 1))}
+    flow = Flow()
+    flow.set_world(classes, {M: Model(M, ("a", "b"))}, [Endpoint("a:1", M, "a", 64)], -100.0)
+    flow.report("a:1", EngineReport(0.0, 0, 0, 0.0, 400_000), 0, 0)
+    for _ in range(3):
+        assert flow.admit(ask("a", prompt=8000), 0.0) is None
+    assert len(flow.dispatch(0.0)) == 3
+    late, people = ask("a", prompt=40_000), [ask("b"), ask("b")]
+    for one in (late, *people):
+        assert flow.admit(one, 0.0) is None
+    assert [d.ask for d in flow.dispatch(0.0)] == people
+    assert [d.ask for d in flow.dispatch(6.0)] == [late]
+
+
 def test_a_model_may_promise_otherwise() -> None:
     stage = Stage(model=Model(M, tuple(CLASSES), objectives={"code": Objectives(completion_s=5.0)}))
     one = ask("code", output=10)

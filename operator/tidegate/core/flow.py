@@ -154,16 +154,24 @@ class Flow:
             model = min(heads, key=lambda m: (self._room.rank(heads[m].ask), heads[m].since, heads[m].ask.id))
             waits, turn = heads[model], turns.get(model)
             gated = self._room.gated(waits.ask, now) and not self._starves(waits, now)
+            # Behind one that is late and keeps out of people's way, people of lower classes do not wait.
+            passed = waits if gated and waits.ask.id in self._room.relegated else None
+            following = None
             if gated and self._room.blocked(waits.ask, now):
-                del heads[model]
+                following = self._head(model, now, urgent_below=waits) if passed else None
+                if following is None:
+                    del heads[model]
+                else:
+                    heads[model] = following
                 continue
             if turn is None:
                 turn = turns[model] = self._room.turn(model, now)
             one, chosen = self._choose(waits, turn, now, gated=gated)
-            following = None
             if not isinstance(chosen, NoRoom):
                 done.append(self._send(one, chosen, now))
                 following = self._head(model, now, whole_only=turn.passing)
+            elif passed and (lower := self._head(model, now, whole_only=turn.passing, urgent_below=passed)):
+                following = lower
             elif waits.ask.streamed and turn.apart:
                 turn.passing = True
                 following = self._head(model, now, whole_only=True)
@@ -320,14 +328,22 @@ class Flow:
             pace.value(1.0) if pace else 1.0,
         )
 
-    def _head(self, model: ModelKey, now: float, *, whole_only: bool = False) -> Waiting | None:
-        """The request of this model whose turn it is, of its highest class."""
+    def _head(
+        self, model: ModelKey, now: float, *, whole_only: bool = False, urgent_below: Waiting | None = None
+    ) -> Waiting | None:
+        """The request of this model whose turn it is, of its highest class.
+
+        `urgent_below`: of those that somebody waits for, in classes below that request's.
+        """
+        room, above = self._room, urgent_below.ask if urgent_below else None
         heads = (
             head
             for key, line in self._lines.items()
-            if key[0] == model and (head := self._first(line, now, whole_only=whole_only))
+            if key[0] == model
+            and (head := self._first(line, now, whole_only=whole_only))
+            and (above is None or (room.urgent(head.ask) and room.rank(head.ask) > room.rank(above)))
         )
-        return min(heads, key=lambda h: (self._room.rank(h.ask), h.since, h.ask.id), default=None)
+        return min(heads, key=lambda h: (room.rank(h.ask), h.since, h.ask.id), default=None)
 
     def _first(self, line: Line, now: float, *, whole_only: bool = False) -> Waiting | None:
         """Whose turn it is in a line, after those that cannot be in time have stepped back."""
