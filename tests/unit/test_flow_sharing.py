@@ -102,6 +102,18 @@ def test_an_output_that_ended_early_is_not_charged() -> None:
     assert Counter(a.tenant for a in stage.serve(8)) == {"guesses": 4, "knows": 4}, "both ended at once"
 
 
+def test_an_embedding_is_charged_no_output() -> None:
+    stage = Stage(slots=8)
+    embeds = ask("shared", "embeds", prompt=100, output=0)
+    stage.come(embeds, ask("chat", output=5000))
+    assert len(stage.flow.dispatch(0.0)) == 2
+    stage.flow.finish(embeds.id, 10.0)
+    stage.come(*(ask("shared", name) for name in ("other", "embeds")))
+    [queue] = (q for q in stage.flow.snapshot(10.0)["queues"] if q["qos_class"] == "shared")
+    ahead = {name: tenant["tokens_ahead"] for name, tenant in queue["tenants"].items()}
+    assert ahead == {"other": 0, "embeds": 100}, "its prompt"
+
+
 def test_a_class_without_tenants_keeps_arrival_order() -> None:
     stage = Stage()
     asks = [ask("batch", "a"), ask("batch", "a"), ask("batch", "b"), ask("batch", "a")]

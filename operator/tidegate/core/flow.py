@@ -398,12 +398,12 @@ class Flow:
     def _learn(self, running: Running, now: float, *, whole: bool) -> None:
         """What a request that ends tells: how long such ones take, and what it did not use.
 
-        Of its output is known how many steps its engine made meanwhile.
+        Of its output is known how many steps its engine made meanwhile; an embedding has none.
         """
         ask, key = running.ask, self._line_key(running.ask)
         forecast = self._room.loads[running.address].forecast
         forecast.advance(now)
-        made = int(forecast.steps - running.steps)
+        made = int(forecast.steps - running.steps) if ask.output_tokens else 0
         if whole and key in self._lines and self._promised(ask).completion_s is not None:
             expected_s = promises.work_s(self.policy.fit, ask.prompt_tokens, ask.output_tokens)
             self._paces.setdefault(key, Mean(0.1)).add((now - running.since) / expected_s)
