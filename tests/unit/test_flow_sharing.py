@@ -102,6 +102,22 @@ def test_an_output_that_ended_early_is_not_charged() -> None:
     assert Counter(a.tenant for a in stage.serve(8)) == {"guesses": 4, "knows": 4}, "both ended at once"
 
 
+@pytest.mark.parametrize("others", [1, 2000])
+def test_what_is_given_back_later_is_no_credit(others: int) -> None:
+    line = Line()
+    first = line.add(ask("shared"), 0.0, "claims")
+    line.pop(first.ask.id)
+    line.charge("claims", 2_000_000)
+    for number in range(2000):
+        line.pop(line.add(ask("shared"), 0.0, f"t{number % others}").ask.id)
+        line.charge(f"t{number % others}", 1500)
+    line.add(ask("shared"), 0.0, "busy")
+    line.add(ask("shared"), 0.0, "claims")
+    line.charge("claims", -1_999_900)
+    ahead = line.describe(0.0)["tenants"]
+    assert ahead["busy"]["tokens_ahead"] == 0, "it has not been given a start"
+
+
 def test_an_embedding_is_charged_no_output() -> None:
     stage = Stage(slots=8)
     embeds = ask("shared", "embeds", prompt=100, output=0)
