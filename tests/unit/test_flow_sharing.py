@@ -340,6 +340,16 @@ def test_what_others_did_not_need_is_taken_from_who_was_owed_it_alone(rests: boo
     assert owed_s() == owed_before
 
 
+def test_a_share_that_is_given_while_requests_wait_holds_for_them() -> None:
+    stage = Stage()
+    places = [Endpoint("a:1", M, "chat", 1)]
+    without = {**CLASSES, "batch": replace(CLASSES["batch"], minimum_share=0.0)}
+    stage.flow.set_world(without, {M: stage.model}, places, 0.0)
+    stage.come(*(ask(name) for name in ("batch", "code") for _ in range(30)))
+    stage.flow.set_world(CLASSES, {M: stage.model}, places, 0.0)
+    assert Counter(a.qos_class for a in stage.serve(25, each_s=0.5))["batch"] >= 3
+
+
 # ── what comes and goes ─────────────────────────────────────────────────────────────────────────
 
 

@@ -94,6 +94,8 @@ class Flow:
                 self._paces.pop(key, None)
                 self._owed.pop(key, None)
                 self._crowds.pop(key, None)
+            elif line and self.policy.qos and self._minimum_share(key):
+                self._owed.setdefault(key, Owed())
 
     def report(self, address: str, report: EngineReport, own_before: int, own_tokens_before: int) -> None:
         """Take an engine's own counts; `own_…` are ours from just before it was asked."""
