@@ -102,6 +102,34 @@ def test_an_output_that_ended_early_is_not_charged() -> None:
     assert Counter(a.tenant for a in stage.serve(8)) == {"guesses": 4, "knows": 4}, "both ended at once"
 
 
+@pytest.mark.parametrize("others", [1, 2000])
+def test_what_is_given_back_later_is_no_credit(others: int) -> None:
+    line = Line()
+    first = line.add(ask("shared"), 0.0, "claims")
+    line.pop(first.ask.id)
+    line.charge("claims", 2_000_000)
+    for number in range(2000):
+        line.pop(line.add(ask("shared"), 0.0, f"t{number % others}").ask.id)
+        line.charge(f"t{number % others}", 1500)
+    line.add(ask("shared"), 0.0, "busy")
+    line.add(ask("shared"), 0.0, "claims")
+    line.charge("claims", -1_999_900)
+    ahead = line.describe(0.0)["tenants"]
+    assert ahead["busy"]["tokens_ahead"] == 0, "it has not been given a start"
+
+
+def test_an_embedding_is_charged_no_output() -> None:
+    stage = Stage(slots=8)
+    embeds = ask("shared", "embeds", prompt=100, output=0)
+    stage.come(embeds, ask("chat", output=5000))
+    assert len(stage.flow.dispatch(0.0)) == 2
+    stage.flow.finish(embeds.id, 10.0)
+    stage.come(*(ask("shared", name) for name in ("other", "embeds")))
+    [queue] = (q for q in stage.flow.snapshot(10.0)["queues"] if q["qos_class"] == "shared")
+    ahead = {name: tenant["tokens_ahead"] for name, tenant in queue["tenants"].items()}
+    assert ahead == {"other": 0, "embeds": 100}, "its prompt"
+
+
 def test_a_class_without_tenants_keeps_arrival_order() -> None:
     stage = Stage()
     asks = [ask("batch", "a"), ask("batch", "a"), ask("batch", "b"), ask("batch", "a")]
@@ -189,6 +217,22 @@ def test_relegated_requests_still_come_before_lower_classes() -> None:
     assert stage.serve(1) == [late]
 
 
+def test_people_do_not_wait_behind_what_is_relegated_and_finds_no_room() -> None:
+    promised = Objectives(ttft_s=2.0)
+    classes = {name: QoSClass(name, priority, objectives=promised) for name, priority in (("a", 2), ("b", 1))}
+    flow = Flow()
+    flow.set_world(classes, {M: Model(M, ("a", "b"))}, [Endpoint("a:1", M, "a", 64)], -100.0)
+    flow.report("a:1", EngineReport(0.0, 0, 0, 0.0, 400_000), 0, 0)
+    for _ in range(3):
+        assert flow.admit(ask("a", prompt=8000), 0.0) is None
+    assert len(flow.dispatch(0.0)) == 3
+    late, people = ask("a", prompt=40_000), [ask("b"), ask("b")]
+    for one in (late, *people):
+        assert flow.admit(one, 0.0) is None
+    assert [d.ask for d in flow.dispatch(0.0)] == people
+    assert [d.ask for d in flow.dispatch(6.0)] == [late]
+
+
 def test_a_model_may_promise_otherwise() -> None:
     stage = Stage(model=Model(M, tuple(CLASSES), objectives={"code": Objectives(completion_s=5.0)}))
     one = ask("code", output=10)
@@ -265,3 +309,72 @@ def test_what_it_is_owed() -> None:
     owed.others(100.0, 0.2, 60.0)
     owed.rest()
     assert owed.seconds(60.0) == 0.0, "who does not wait is owed nothing"
+
+
+def test_a_large_claim_gives_nobody_the_whole_model() -> None:
+    stage = Stage(slots=40)
+    stage.come(ask("chat", output=130_000), *(ask("batch", prompt=500, output=200) for _ in range(60)))
+    stage.flow.dispatch(stage.now)
+    stage.come(*(ask("chat") for _ in range(5)))
+    assert [d.ask.qos_class for d in stage.flow.dispatch(stage.now)].count("chat") == 5
+
+
+@pytest.mark.parametrize("rests", [False, True])
+def test_what_others_did_not_need_is_taken_from_who_was_owed_it_alone(rests: bool) -> None:
+    stage = Stage(slots=100)
+    chats = [ask("chat", output=1000) for _ in range(60)]
+    before = [ask("batch")] if rests else []
+    stage.come(*chats, *before)
+    assert sum(d.ask.qos_class == "chat" for d in stage.flow.dispatch(0.0)) == 60
+    for one in before:
+        stage.flow.finish(one.id, 0.0)
+    stage.come(*(ask("batch") for _ in range(80)))
+
+    def owed_s() -> float:
+        [queue] = (q for q in stage.flow.snapshot(0.0)["queues"] if q["qos_class"] == "batch")
+        return float(queue["owed_gpu_s"])
+
+    owed_before = owed_s()
+    for one in chats:
+        stage.flow.finish(one.id, 0.0)
+    assert owed_s() == owed_before
+
+
+def test_a_share_that_is_given_while_requests_wait_holds_for_them() -> None:
+    stage = Stage()
+    places = [Endpoint("a:1", M, "chat", 1)]
+    without = {**CLASSES, "batch": replace(CLASSES["batch"], minimum_share=0.0)}
+    stage.flow.set_world(without, {M: stage.model}, places, 0.0)
+    stage.come(*(ask(name) for name in ("batch", "code") for _ in range(30)))
+    stage.flow.set_world(CLASSES, {M: stage.model}, places, 0.0)
+    assert Counter(a.qos_class for a in stage.serve(25, each_s=0.5))["batch"] >= 3
+
+
+# ── what comes and goes ─────────────────────────────────────────────────────────────────────────
+
+
+def test_who_waits_for_the_first_replica_is_not_beyond_its_part() -> None:
+    shared = replace(CLASSES["chat"], tenants=SHARED)
+    flow = Flow()
+    flow.set_world({"chat": shared}, {M: Model(M, ("chat",), startable=True)}, [], 0.0)
+    for number in range(12):
+        assert flow.admit(ask("chat", f"t{number % 2}"), number / 10) is None
+    assert [relegated for *_, relegated in flow.sharing()] == [0]
+
+
+def test_of_models_that_are_gone_nothing_is_kept() -> None:
+    flow = Flow()
+    for number in range(3):
+        key = ("ns", f"m{number}")
+        one = replace(ask("code"), model=key)
+        place = Endpoint("a:1", key, "code", 4)
+        flow.set_world(CLASSES, {key: Model(key, ("code",))}, [place], number * 10.0)
+        flow.report("a:1", EngineReport(number * 10.0, 0, 0, 0.0, 400_000), 0, 0)
+        assert flow.admit(one, number * 10.0) is None
+        assert len(flow.dispatch(number * 10.0)) == 1
+        flow.set_world(CLASSES, {}, [], number * 10.0 + 1)
+        flow.finish(one.id, number * 10.0 + 2)
+    flow.set_world(CLASSES, {}, [], 100.0)
+    room = flow._room
+    assert not any((flow._lines, flow._where, flow._paces, flow._owed, flow._crowds))
+    assert not any((room.running, room.loads, room._busy, room._seen))

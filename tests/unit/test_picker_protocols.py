@@ -137,6 +137,8 @@ def test_scales_of_the_engines() -> None:
     assert classify.vllm_priority(CLASSES["high"]) < classify.vllm_priority(CLASSES["low"])
     assert classify.vllm_priority(QoSClass("top", 1_000_000_000)) == 0
     assert [classify.triton_priority(c, MODEL, CLASSES) for c in ("high", "low")] == [1, 2]
+    left = {"low": CLASSES["low"]}
+    assert [classify.triton_priority(c, MODEL, left) for c in ("high", "low")] == [2, 1], "one is gone"
 
 
 def test_a_trusted_gateway_that_names_no_class_gets_the_least() -> None:

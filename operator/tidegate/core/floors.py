@@ -16,10 +16,12 @@ class Owed:
     its share. So it gets no more than that while others press, and what it had before counts.
     """
 
-    __slots__ = ("_at", "_seconds")
+    __slots__ = ("_at", "_seconds", "rests")
 
     def __init__(self) -> None:
         self._seconds, self._at = 0.0, 0.0
+        self.rests = 0
+        """How often nothing waited any more."""
 
     def seconds(self, now: float) -> float:
         """As of `now`; negative when it had more than its share lately."""
@@ -36,6 +38,7 @@ class Owed:
     def rest(self) -> None:
         """It has nothing waiting any more, so that it is owed nothing."""
         self._seconds = min(0.0, self._seconds)
+        self.rests += 1
 
     def _add(self, seconds: float, now: float) -> None:
         self._seconds, self._at = self.seconds(now) + seconds, now

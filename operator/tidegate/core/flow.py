@@ -52,6 +52,9 @@ __all__ = [
 _FIFO_QUEUE: Final = ""
 _NOTHING: Final = Objectives()
 _RETRY_AFTER_MAX_S: Final = 600
+_CLAIMED: Final = 1000
+"""Output tokens that count to minimum shares when a request is sent, at most: many ask for as much as a
+context holds, and make a few hundred. What it made is known, and counted, when it ends."""
 _STARVES_S: Final = 5.0
 """However it came about that none of a class is sent, after this long one is, where it has room."""
 
@@ -91,6 +94,8 @@ class Flow:
                 self._paces.pop(key, None)
                 self._owed.pop(key, None)
                 self._crowds.pop(key, None)
+            elif line and self.policy.qos and self._minimum_share(key):
+                self._owed.setdefault(key, Owed())
 
     def report(self, address: str, report: EngineReport, own_before: int, own_tokens_before: int) -> None:
         """Take an engine's own counts; `own_…` are ours from just before it was asked."""
@@ -151,16 +156,24 @@ class Flow:
             model = min(heads, key=lambda m: (self._room.rank(heads[m].ask), heads[m].since, heads[m].ask.id))
             waits, turn = heads[model], turns.get(model)
             gated = self._room.gated(waits.ask, now) and not self._starves(waits, now)
+            # Behind one that is late and keeps out of people's way, people of lower classes do not wait.
+            passed = waits if gated and waits.ask.id in self._room.relegated else None
+            following = None
             if gated and self._room.blocked(waits.ask, now):
-                del heads[model]
+                following = self._head(model, now, urgent_below=waits) if passed else None
+                if following is None:
+                    del heads[model]
+                else:
+                    heads[model] = following
                 continue
             if turn is None:
                 turn = turns[model] = self._room.turn(model, now)
             one, chosen = self._choose(waits, turn, now, gated=gated)
-            following = None
             if not isinstance(chosen, NoRoom):
                 done.append(self._send(one, chosen, now))
                 following = self._head(model, now, whole_only=turn.passing)
+            elif passed and (lower := self._head(model, now, whole_only=turn.passing, urgent_below=passed)):
+                following = lower
             elif waits.ask.streamed and turn.apart:
                 turn.passing = True
                 following = self._head(model, now, whole_only=True)
@@ -294,7 +307,8 @@ class Flow:
     def _beyond(self, key: tuple[ModelKey, str], ask: Ask, tenant: str, weight: int, now: float) -> bool:
         """Whether its tenant asks for more than its part of replicas that cannot do all that is asked."""
         prefill_s = promises.prefill_s(self.policy.fit, ask.prompt_tokens)
-        replicas = sum(1 for _ in self._room.ready(ask.model))
+        # Those who wait for the first replica are not beyond what it can do.
+        replicas = max(1, sum(1 for _ in self._room.ready(ask.model)))
         return self._crowds.setdefault(key, Crowd()).beyond(tenant, weight, prefill_s, replicas, now)
 
     def _promised(self, ask: Ask) -> Objectives:
@@ -316,14 +330,22 @@ class Flow:
             pace.value(1.0) if pace else 1.0,
         )
 
-    def _head(self, model: ModelKey, now: float, *, whole_only: bool = False) -> Waiting | None:
-        """The request of this model whose turn it is, of its highest class."""
+    def _head(
+        self, model: ModelKey, now: float, *, whole_only: bool = False, urgent_below: Waiting | None = None
+    ) -> Waiting | None:
+        """The request of this model whose turn it is, of its highest class.
+
+        `urgent_below`: of those that somebody waits for, in classes below that request's.
+        """
+        room, above = self._room, urgent_below.ask if urgent_below else None
         heads = (
             head
             for key, line in self._lines.items()
-            if key[0] == model and (head := self._first(line, now, whole_only=whole_only))
+            if key[0] == model
+            and (head := self._first(line, now, whole_only=whole_only))
+            and (above is None or (room.urgent(head.ask) and room.rank(head.ask) > room.rank(above)))
         )
-        return min(heads, key=lambda h: (self._room.rank(h.ask), h.since, h.ask.id), default=None)
+        return min(heads, key=lambda h: (room.rank(h.ask), h.since, h.ask.id), default=None)
 
     def _first(self, line: Line, now: float, *, whole_only: bool = False) -> Waiting | None:
         """Whose turn it is in a line, after those that cannot be in time have stepped back."""
@@ -370,28 +392,28 @@ class Flow:
         line.drained.add(now)
         line.sent_s = now
         line.charge(one.tenant, PROMPT_WEIGHT * ask.prompt_tokens + OUTPUT_WEIGHT * ask.output_tokens)
-        if self._owed:
-            self._share(key, self._gpu_s(ask), now)
         load = self._room.take(ask, address, now)
+        if self._owed:
+            self._room.running[ask.id].shared = self._share(key, self._gpu_s(ask), now)
         return Dispatch(ask, address, load.lane, now - one.since)
 
     def _learn(self, running: Running, now: float, *, whole: bool) -> None:
         """What a request that ends tells: how long such ones take, and what it did not use.
 
-        Of its output is known how many steps its engine made meanwhile.
+        Of its output is known how many steps its engine made meanwhile; an embedding has none.
         """
         ask, key = running.ask, self._line_key(running.ask)
         forecast = self._room.loads[running.address].forecast
         forecast.advance(now)
-        made = int(forecast.steps - running.steps)
-        if whole and self._promised(ask).completion_s is not None:
+        made = int(forecast.steps - running.steps) if ask.output_tokens else 0
+        if whole and key in self._lines and self._promised(ask).completion_s is not None:
             expected_s = promises.work_s(self.policy.fit, ask.prompt_tokens, ask.output_tokens)
             self._paces.setdefault(key, Mean(0.1)).add((now - running.since) / expected_s)
         tenant, _ = self._tenant(ask)
         if tenant is not None and key in self._lines:
             self._lines[key].charge(tenant, OUTPUT_WEIGHT * (made - ask.output_tokens))
         if self._owed:
-            self._share(key, promises.gpu_s(self.policy.fit, ask.prompt_tokens, made) - self._gpu_s(ask), now)
+            self._settle(running, made, now)
 
     def _drop(self, key: tuple[ModelKey, str], request: int) -> Waiting:
         line = self._lines[key]
@@ -408,14 +430,27 @@ class Flow:
         return known.minimum_share if known else 0.0
 
     def _gpu_s(self, ask: Ask) -> float:
-        return promises.gpu_s(self.policy.fit, ask.prompt_tokens, ask.output_tokens)
+        return promises.gpu_s(self.policy.fit, ask.prompt_tokens, min(ask.output_tokens, _CLAIMED))
 
-    def _share(self, key: tuple[ModelKey, str], gpu_s: float, now: float) -> None:
-        """Note GPU time that a line gets, or did not need, for all that have a minimum share of it."""
+    def _share(self, key: tuple[ModelKey, str], gpu_s: float, now: float) -> dict[tuple[ModelKey, str], int]:
+        """Note GPU time that a line gets for all that have a minimum share of it; returns who was owed."""
+        shared = {}
         for other, owed in self._owed.items():
             if other == key:
                 owed.own(gpu_s, self._minimum_share(key), now)
             elif other[0] == key[0] and self._lines[other]:
+                owed.others(gpu_s, self._minimum_share(other), now)
+                shared[other] = owed.rests
+        return shared
+
+    def _settle(self, running: Running, made: int, now: float) -> None:
+        """Note what a request took otherwise than when it was sent, for those that were owed of it then."""
+        ask, key = running.ask, self._line_key(running.ask)
+        gpu_s = promises.gpu_s(self.policy.fit, ask.prompt_tokens, made) - self._gpu_s(ask)
+        for other, owed in self._owed.items():
+            if other == key:
+                owed.own(gpu_s, self._minimum_share(key), now)
+            elif running.shared.get(other) == owed.rests:
                 owed.others(gpu_s, self._minimum_share(other), now)
 
     def _pay(self, turns: dict[ModelKey, Turn], now: float) -> tuple[list[Dispatch], set[ModelKey]]:

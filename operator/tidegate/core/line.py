@@ -117,13 +117,15 @@ class _Undated:
 class Tenant:
     """What a tenant has waiting, and what it has had.
 
-    `served` are weighted tokens by its weight; `turn` counts up when it is served, so that of equals
+    `served` are weighted tokens by its weight, `floor` what it began with when it last came back: what
+    it is given back later does not take it below that. `turn` counts up when it is served, so that of equals
     the one that has waited longer for it goes first.
     """
 
     name: str
     weight: int = 1
     served: float = 0.0
+    floor: float = 0.0
     turn: int = 0
     waiting: int = 0
     queues: dict[Kind, _Dated | _Undated] = field(default_factory=dict)
@@ -230,7 +232,8 @@ class Line:
         whose.weight = weight
         if not whose.waiting:
             self._idle.pop(tenant, None)
-            whose.served = max(whose.served, self.least())
+            whose.floor = self.least()
+            whose.served = max(whose.served, whose.floor)
         self.all[ask.id] = one
         self.streamed += ask.streamed
         whose.waiting += 1
@@ -265,7 +268,7 @@ class Line:
         whose = self.tenants.get(tenant)
         if whose is None:
             return
-        whose.served += tokens / whose.weight
+        whose.served = max(whose.floor, whose.served + tokens / whose.weight)
         if tokens > 0:
             whose.turn = next(self._turns)
         for kind in whose.queues:

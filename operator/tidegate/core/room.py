@@ -7,7 +7,7 @@ a request. Who gets it is `core.pick`'s to say, in which order `core.flow`'s.
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tidegate.core import front, pick
@@ -42,13 +42,18 @@ class Turn:
 
 @dataclass(slots=True)
 class Running:
-    """A request that holds room, since when, and the steps that its engine had made by then."""
+    """A request that holds room, since when, and the steps that its engine had made by then.
+
+    `shared`: the lines that waited when it was sent and were owed a part of it, and how often they
+    had rested by then.
+    """
 
     ask: Ask
     address: str
     since: float
     steps: float
     patient: bool
+    shared: dict[tuple[ModelKey, str], int] = field(default_factory=dict)
 
 
 class _Seen:
@@ -141,6 +146,8 @@ class Room:
         ask = running.ask
         self.relegated.discard(request)
         self._busy[ask.model, ask.qos_class] -= 1
+        if not self._busy[ask.model, ask.qos_class]:
+            del self._busy[ask.model, ask.qos_class]
         load = self.loads[running.address]
         load.give_back(ask, now, running.steps, patient=running.patient, served=whole)
         if load.gone and not load.requests:

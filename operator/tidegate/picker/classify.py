@@ -78,6 +78,9 @@ def vllm_priority(qos: QoSClass) -> int:
 
 
 def triton_priority(qos_class: str, model: ServedModel, classes: Mapping[str, QoSClass]) -> int:
-    """Triton's scale: 1 is highest, and no more levels than the model serves classes."""
-    ordered = sorted(model.classes, key=lambda c: (-classes[c].priority, c))
-    return ordered.index(qos_class) + 1
+    """Triton's scale: 1 is highest, and no more levels than the model serves classes.
+
+    A class that went while the request waited counts as the lowest.
+    """
+    ordered = sorted((c for c in model.classes if c in classes), key=lambda c: (-classes[c].priority, c))
+    return ordered.index(qos_class) + 1 if qos_class in ordered else len(model.classes)
