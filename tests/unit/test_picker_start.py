@@ -61,3 +61,23 @@ def test_facts_that_do_not_come_are_a_503_and_no_404() -> None:
     [answer] = asyncio.run(ask(Desk(Flow(), clock=lambda: 0.0), informed_after_s=None))
     assert answer.immediate_response.status.code == 503
     assert b'"starting"' in answer.immediate_response.body
+
+
+def test_who_asks_whether_it_lives_is_answered_at_once() -> None:
+    async def live() -> list[pb.ProcessingResponse]:
+        desk = Desk(Flow(), clock=lambda: 0.0)
+        service = Service(desk, Identity(NobodyToAsk(), desk.clock), Settings(trust_class_header=True))
+        written: list[pb.ProcessingResponse] = []
+        messages = [request_headers("/v2/health/live", method="GET", end=True), None]
+
+        async def read() -> pb.ProcessingRequest | None:
+            return messages.pop(0)
+
+        async def write(reply: pb.ProcessingResponse) -> None:
+            written.append(reply)
+
+        await asyncio.wait_for(service.serve(read, write), timeout=1)
+        return written
+
+    [answer] = asyncio.run(live())
+    assert answer.immediate_response.status.code == 200

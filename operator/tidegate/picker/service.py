@@ -104,7 +104,8 @@ class Service:
         try:
             if not await self._receive(request, read, write):
                 return
-            await self._facts()
+            if exchange.way.wants is not Wants.HEALTH:
+                await self._facts()
             if exchange.way.wants is Wants.INFERENCE:
                 if not await self._infer(request, read, write):
                     return
