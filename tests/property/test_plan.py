@@ -15,7 +15,7 @@ from tidegate.core.quota import standings
 from tidegate.core.types import Node, Pool, Reservation
 
 SETTLES = 140
-"""Steps until nothing moves: every replica that changes hands is calm for ten, drains, and starts elsewhere."""
+"""Steps until nothing moves: a replica that changes hands is calm for ten, drains, and starts elsewhere."""
 SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SIZES = st.sampled_from([1, 2, 4])
 LOADS = st.builds(
