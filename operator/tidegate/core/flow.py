@@ -33,6 +33,7 @@ from tidegate.core.flowtypes import (
 from tidegate.core.line import OUTPUT_WEIGHT, PROMPT_WEIGHT, Line, Waiting
 from tidegate.core.load import EngineReport, Mean
 from tidegate.core.pick import NoRoom
+from tidegate.core.refusals import Standing, refused
 from tidegate.core.room import Room, Running, Turn
 from tidegate.core.types import Objectives, QoSClass, TenantFrom
 
@@ -51,7 +52,6 @@ __all__ = [
 
 _FIFO_QUEUE: Final = ""
 _NOTHING: Final = Objectives()
-_RETRY_AFTER_MAX_S: Final = 600
 _CLAIMED: Final = 1000
 """Output tokens that count to minimum shares when a request is sent, at most: many ask for as much as a
 context holds, and make a few hundred. What it made is known, and counted, when it ends."""
@@ -483,18 +483,17 @@ class Flow:
         return done, stopped
 
     def _refuse(self, status: int, reason: Reason, line: Line, now: float, ask: Ask) -> Refused:
-        waiting, rate = len(line), line.drained.value(now)
-        most, wait = self._bounds(ask.qos_class)
-        estimate = waiting / rate if rate > 0 else wait
-        after = min(_RETRY_AFTER_MAX_S, max(1, math.ceil(estimate)))
-        name = f"{ask.model[0]}/{ask.model[1]}"
+        most, wait_s = self._bounds(ask.qos_class)
         tenant, _ = self._tenant(ask)
         own = line.tenants.get(tenant) if tenant is not None else None
-        whose = f", {own.waiting} of them this tenant's" if own else ""
-        text = {
-            Reason.QUEUE_FULL: f"{waiting} of {most} {ask.qos_class} requests wait for {name}{whose}",
-            Reason.WAITED_TOO_LONG: f"no room at {name} for class {ask.qos_class} within {wait:g} s",
-            Reason.MEMORY_FULL: f"the queue holds {self.bytes} bytes of {self.policy.max_bytes} allowed",
-            Reason.NO_ENDPOINT: f"no replica of {name} is ready",
-        }[reason]
-        return Refused(status, reason, f"{text}; try again in {after} s", after)
+        at = Standing(
+            waiting=len(line),
+            most=most,
+            wait_s=wait_s,
+            rate=line.drained.value(now),
+            held_bytes=self.bytes,
+            most_bytes=self.policy.max_bytes,
+            own=own.waiting if own else None,
+            comes_in_s=self._room.comes_in(ask.model, now),
+        )
+        return refused(status, reason, ask, at)

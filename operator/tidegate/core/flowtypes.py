@@ -33,13 +33,17 @@ class Endpoint:
 class Model:
     """A model as the queue sees it. `startable`: a replica is coming, or can be asked for.
 
-    `objectives` are those of its own, by class: deadlines follow them and not the class's.
+    `objectives` are those of its own, by class: deadlines follow them and not the class's. `start_s` is
+    what a start was seen to take, `starting_s` for how long the foremost replica has been starting
+    when the queue was told; None where none was seen, or none is under way.
     """
 
     key: ModelKey
     classes: tuple[str, ...]
     startable: bool = False
     objectives: Mapping[str, Objectives] = field(default_factory=dict)
+    start_s: float | None = None
+    starting_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,8 @@ class Ask:
     """A classified request. `size` is what the picker holds of it, in bytes.
 
     `streamed`: its answer goes out as it is made, so that it cannot be asked for again. `tenant` is
-    of no account where its class is not shared by tenants.
+    of no account where its class is not shared by tenants. `adapter`: the LoRA adapter that it wants,
+    by the engine's name.
     """
 
     id: int
@@ -111,6 +116,7 @@ class Ask:
     size: int = 0
     streamed: bool = False
     tenant: str = ""
+    adapter: str = ""
 
     @property
     def tokens(self) -> int:

@@ -14,6 +14,7 @@ from tidegate.core import front, pick
 from tidegate.core.flowtypes import Ask, Endpoint, Model, ModelKey, Policy
 from tidegate.core.load import Load, Mean, Rate
 from tidegate.core.pick import Candidate, Need, NoRoom, Place, Traffic
+from tidegate.core.refusals import expected_s
 from tidegate.core.types import QoSClass
 
 _PRIOR_SERVICE_S: Final = 10.0
@@ -82,6 +83,7 @@ class Room:
         """Requests that nobody waits for any more, since they cannot be in time."""
         self._seen: dict[tuple[ModelKey, str], _Seen] = {}
         self._busy: Counter[tuple[ModelKey, str]] = Counter()
+        self._told_at = 0.0
 
     def set_world(
         self,
@@ -92,6 +94,7 @@ class Room:
     ) -> None:
         """Replace what exists. In-flight counts stay; a vanished endpoint goes once it is empty."""
         self._expect(classes, models, now)
+        self._told_at = now
         self.classes, self.models = classes, models
         by_importance = sorted(classes.values(), key=lambda c: (-c.priority, c.name))
         self.ranks = {c.name: index for index, c in enumerate(by_importance)}
@@ -171,6 +174,16 @@ class Room:
     def ready(self, model: ModelKey) -> Iterator[Load]:
         """The endpoints of a model that take requests."""
         return (e for e in self.loads.values() if e.model == model and e.ready and not e.draining)
+
+    def comes_in(self, model: ModelKey, now: float) -> float | None:
+        """In how many seconds a replica is expected; None where nobody knows, or none may be started."""
+        known = self.models.get(model)
+        if known is None or not known.startable:
+            return None
+        under_way_s = known.starting_s
+        if under_way_s is not None:
+            under_way_s += now - self._told_at
+        return expected_s(known.start_s, under_way_s)
 
     def turn(self, model: ModelKey, now: float) -> Turn:
         """How a model's endpoints stand now."""
@@ -254,6 +267,7 @@ class Room:
             not_lent=ask.streamed and turn.safe,
             only_lent=turn.passing,
             spill_s=math.inf if waits_s is None else self.policy.pack.spill * waits_s,
+            adapter=ask.adapter,
         )
 
     def candidates(self, ask: Ask, turn: Turn, now: float, *, gated: bool) -> list[Candidate]:
@@ -311,6 +325,7 @@ class Room:
             ready=load.ready,
             draining=load.draining,
             lent=load.lent,
+            has_adapter=bool(ask.adapter) and load.has_adapter(ask.adapter),
         )
 
     def _kept_clear(self, ask: Ask, turn: Turn, clear: list[Load]) -> frozenset[str]:
