@@ -147,7 +147,11 @@ def test_triton_is_run_probed_and_measured_in_its_own_way() -> None:
     assert "--model-repository=/models/ranker" in engine["args"]
     assert engine["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": "http"}
     assert engine["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
-    assert {p["name"]: p["containerPort"] for p in engine["ports"]} == {"http": 8000, "metrics": 8002}
+    assert {p["name"]: p["containerPort"] for p in engine["ports"]} == {
+        "http": 8000,
+        "grpc": 8001,
+        "metrics": 8002,
+    }
     claim = {"name": "models", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}}
     assert claim in deployment["spec"]["template"]["spec"]["volumes"]
 

@@ -32,6 +32,10 @@ def picker(
         ),
     ] = False,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Largest request body.")] = 16 << 20,
+    show_endpoint: Annotated[
+        bool,
+        typer.Option("--show-endpoint", help="Responses name the engine's address: x-tidegate-endpoint."),
+    ] = False,
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="How long requests under way may take after SIGTERM.")
     ] = 10.0,
@@ -63,6 +67,7 @@ def picker(
         qos=policy is PolicyName.QOS,
         trust_class_header=trust_class_header,
         max_body=max_body_bytes,
+        show_endpoint=show_endpoint,
         drain_s=drain_seconds,
         decision_log=decision_log,
         decision_log_max_bytes=decision_log_max_bytes,
