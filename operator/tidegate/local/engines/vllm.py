@@ -97,10 +97,13 @@ class Server:
                 "created": self._created,
                 "owned_by": "vllm",
                 "root": self._args.model,
-                "parent": None,
+                "parent": parent,
                 "max_model_len": self._args.max_model_len,
             }
-            for name in self._args.names
+            for name, parent in (
+                *((name, None) for name in self._args.names),
+                *((name, self._args.names[0]) for name in self._args.adapters),
+            )
         ]
         return json_response({"object": "list", "data": cards})
 
