@@ -12,7 +12,10 @@ from support.ext_proc import (
     set_headers,
     streamed,
 )
+from tidegate.picker.errors import Code, RefusedError
 from tidegate.picker.exchange import CHUNK_BYTES, Exchange, Outcome, Phase, ProtocolError
+
+NO = RefusedError(Code.MEMORY_FULL, "no room", retry_after_s=3)
 
 CHAT = b'{"model":"m"}'
 
@@ -92,7 +95,7 @@ def test_too_large_a_body_is_refused_at_once(declared: bool) -> None:
 
 
 ENDS = [
-    ("refused here", [], 429, False, Outcome.REFUSED),
+    ("refused here", [], 503, False, Outcome.REFUSED),
     ("left while it waited", [], 0, False, Outcome.CANCELLED),
     ("left before an answer", [], 0, True, Outcome.CANCELLED),
     ("answered", [response_headers(200), response_trailers()], 0, True, Outcome.ANSWERED),
@@ -110,20 +113,42 @@ def test_outcomes(messages: list, refused: int, dispatched: bool, expected: Outc
     if dispatched:
         exchange.send("a:1", headers={})
     if refused:
-        exchange.refuse(refused, "no", code="no", retry_after="3")
+        exchange.refuse(NO)
     for message in messages:
         assert len(exchange.feed(message)) == 1
     assert exchange.outcome(dispatched) is expected
 
 
 def test_a_refusal_has_the_protocol_s_shape_and_its_headers() -> None:
-    exchange = Exchange()
+    exchange = Exchange(request_id="r-1")
     exchange.feed(request_headers("/v2/models/m/infer", end=True))
-    [reply] = exchange.refuse(429, "no room", code="QueueFull", retry_after="3")
+    [reply] = exchange.refuse(NO)
     immediate = reply.immediate_response
     assert orjson.loads(immediate.body) == {"error": "no room"}
     named = {o.header.key: o.header.raw_value for o in immediate.headers.set_headers}
-    assert named == {"content-type": b"application/json", "retry-after": b"3"}
+    assert named == {
+        "content-type": b"application/json",
+        "retry-after": b"3",
+        "x-request-id": b"r-1",
+        "x-tidegate-code": b"memory_full",
+    }
+
+
+@pytest.mark.parametrize(("given", "expected"), [({"x_request_id": "mine"}, "mine"), ({}, "r-1")])
+def test_the_response_says_what_became_of_the_request(given: dict[str, str], expected: str) -> None:
+    exchange = Exchange(request_id="r-1")
+    exchange.feed(request_headers(**given))
+    for message in request_body([CHAT]):
+        exchange.feed(message)
+    [headers, _] = exchange.send("a:1", headers={})
+    assert set_headers(headers)["x-request-id"] == expected
+    exchange.told["x-tidegate-qos"] = "low"
+    [reply] = exchange.feed(response_headers())
+    told = {
+        o.header.key: o.header.raw_value.decode()
+        for o in reply.response_headers.response.header_mutation.set_headers
+    }
+    assert told == {"x-request-id": expected, "x-tidegate-qos": "low"}
 
 
 @pytest.mark.parametrize(
@@ -142,4 +167,4 @@ def test_nothing_is_sent_twice_or_answered_after_it_was_sent() -> None:
     with pytest.raises(ProtocolError):
         exchange.send("a:1", headers={})
     with pytest.raises(ProtocolError):
-        exchange.refuse(429, "late", code="late")
+        exchange.refuse(NO)

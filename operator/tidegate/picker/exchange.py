@@ -2,22 +2,25 @@
 
 Bodies come and go FULL_DUPLEX_STREAMED. Nothing is answered before the whole request is here and
 has its endpoint; then the replies go out in the order that Envoy wants: headers, body chunks,
-trailers.
+trailers. Of a gRPC stream the first message is enough: what comes later follows it, message by message.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum, auto
 from typing import Final
 
 from envoy.config.core.v3 import base_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
-from tidegate.picker.protocols import OPENAI, Route, error_body, route
+from tidegate.picker.errors import OPENAI, GrpcStatus, RefusedError
+from tidegate.picker.kservegrpc import Frames, Rewrite, frame, too_large
+from tidegate.picker.protocols import Route, route
 from tidegate.render.envoy import DESTINATION_HEADER, LOCAL_DETAILS
 
 CHUNK_BYTES: Final = 62_000
 """Envoy resets the stream on body chunks of 64 KiB and more."""
 DEFAULT_MAX_BODY: Final = 16 << 20
+REQUEST_ID: Final = "x-request-id"
 
 _OVERWRITE: Final = base_pb2.HeaderValueOption.HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
 
@@ -47,17 +50,33 @@ class ProtocolError(Exception):
     """Envoy sent what cannot come now: its configuration is not the one that the picker needs."""
 
 
-class Exchange:
-    """The state of one exchange. `headers` are lower-case names with their first value."""
+class BrokenStreamError(Exception):
+    """A gRPC stream cannot go on, and its answer has begun: all that is left is to end it."""
 
-    def __init__(self, max_body: int = DEFAULT_MAX_BODY) -> None:
+
+class Exchange:
+    """The state of one exchange. `headers` are lower-case names with their first value.
+
+    `request_id` is used where the client's gateway gave none.
+    """
+
+    def __init__(self, max_body: int = DEFAULT_MAX_BODY, request_id: str = "") -> None:
         self.phase = Phase.HEADERS
         self.headers: dict[str, str] = {}
         self.way: Route = route("", "")
         self.received = 0
         self.status = 0
-        """Of the response, once its headers came; or of our own answer."""
+        """Of the response, once its headers came; or of our own answer. gRPC's are turned into HTTP's."""
+        self.request_id = request_id
+        self.told: dict[str, str] = {}
+        """Headers of the response: what the client is told of its request."""
+        self.messages: list[bytes] = []
+        """Of a gRPC request: those that are whole and were not sent yet."""
         self._max_body = max_body
+        self._frames = Frames(max_body)
+        self._rewrite: Rewrite = bytes
+        self._open = True
+        self._refused = False
         self._chunks: list[bytes] = []
         self._headers_only = False
         self._trailers = False
@@ -73,14 +92,19 @@ class Exchange:
         return self.way.protocol if self.phase is not Phase.HEADERS else OPENAI
 
     @property
+    def held(self) -> int:
+        """Bytes of the body that are in memory."""
+        return sum(map(len, self._chunks)) + sum(map(len, self.messages)) + len(self._frames)
+
+    @property
     def body(self) -> bytes:
         """What came of the request's body."""
         if len(self._chunks) > 1:
             self._chunks = [b"".join(self._chunks)]
         return self._chunks[0] if self._chunks else b""
 
-    def feed(self, message: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
-        """Take Envoy's next message; returns what to write. Raises ProtocolError."""
+    def feed(self, message: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:  # noqa: PLR0911 -- a table
+        """Take Envoy's next message; returns what to write. Raises ProtocolError, BrokenStreamError."""
         kind = message.WhichOneof("request")
         if self.phase is Phase.DONE:
             return []  # what was on its way when we answered
@@ -89,12 +113,17 @@ class Exchange:
                 return self._request_headers(message.request_headers)
             case "request_body", Phase.BODY:
                 return self._request_body(message.request_body)
+            case "request_body", Phase.HELD if self._open:
+                return self._stream_body(message.request_body)
+            case "request_body", Phase.SENT | Phase.RESPONDING if self._open:
+                return self._pass_on(message.request_body)
             case "request_trailers", Phase.BODY:
-                self._trailers, self.phase = True, Phase.HELD
+                self._trailers, self._open, self.phase = True, False, Phase.HELD
                 return []
             case "response_headers", Phase.SENT:
                 return self._response_headers(message.response_headers)
             case "response_trailers", Phase.RESPONDING | Phase.SENT:
+                self._grpc_status(message.response_trailers.trailers.headers)
                 self.phase = Phase.DONE
                 return [pb.ProcessingResponse(response_trailers=pb.TrailersResponse())]
         raise ProtocolError(
@@ -109,6 +138,7 @@ class Exchange:
         headers: Mapping[str, str],
         drop: tuple[str, ...] = (),
         body: bytes | None = None,
+        rewrite: Rewrite = bytes,
     ) -> list[pb.ProcessingResponse]:
         """Hand the request over to an endpoint; returns the replies in their order.
 
@@ -117,14 +147,20 @@ class Exchange:
             headers: Headers to set beside the destination.
             drop: Headers that the engine must not see.
             body: Another body than the client's.
+            rewrite: Of gRPC: what becomes of each message, of those that come later too.
+
+        Raises:
+            RefusedError: `rewrite` refuses a message that is here; nothing is sent.
         """
         if self.phase is not Phase.HELD:
             raise ProtocolError(f"nothing to send in phase {self.phase.name}")
         data = self.body if body is None else body
-        self.phase, self._chunks = Phase.SENT, []
-        replies = [self._headers_reply(address, headers, drop)]
+        if self.way.grpc:
+            data = b"".join(frame(rewrite(message)) for message in self.messages)
+        self.phase, self._chunks, self.messages, self._rewrite = Phase.SENT, [], [], rewrite
+        replies = [self._headers_reply(address, {**self._id(), **headers}, drop)]
         if not self._headers_only:
-            replies += self._body_replies(data)
+            replies += self._body_replies(data, end=not self._open and not self._trailers)
         if self._trailers:
             replies.append(pb.ProcessingResponse(request_trailers=pb.TrailersResponse()))
         return replies
@@ -133,24 +169,42 @@ class Exchange:
         self, status: int, body: bytes, *, reason: str, headers: Mapping[str, str] | None = None
     ) -> list[pb.ProcessingResponse]:
         """Answer in place of an engine. `reason` is one word, for Envoy's access log."""
-        if self.phase in (Phase.SENT, Phase.RESPONDING, Phase.DONE):
-            raise ProtocolError(f"too late to answer in phase {self.phase.name}")
-        self.phase, self.status, self._chunks = Phase.DONE, status, []
-        reply = pb.ProcessingResponse()
-        immediate = reply.immediate_response
-        immediate.status.code = status
-        immediate.body = body
-        immediate.details = f"{LOCAL_DETAILS}_{reason}"
-        _set(immediate.headers, {"content-type": "application/json", **(headers or {})})
+        [reply] = self._immediate(status, body, reason)
+        _set(
+            reply.immediate_response.headers,
+            {"content-type": "application/json", **self._telling(), **(headers or {})},
+        )
         return [reply]
 
-    def refuse(
-        self, status: int, message: str, *, code: str, param: str | None = None, **headers: str
-    ) -> list[pb.ProcessingResponse]:
-        """Answer with an error in the client's protocol. Header names are given with `_` for `-`."""
-        body = error_body(self.protocol, status, message, code=code, param=param)
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.answer(status, body, reason=code, headers=named)
+    def refuse(self, no: RefusedError) -> list[pb.ProcessingResponse]:
+        """Answer with an error in the client's protocol. Over gRPC that is HTTP 200, and trailers."""
+        grpc = self.way.grpc
+        self._refused = True
+        if not grpc:
+            return self.answer(
+                no.kind.http, no.body(self.protocol), reason=no.code, headers=no.headers(grpc=False)
+            )
+        [reply] = self._immediate(200, no.message.encode(errors="replace"), no.code)
+        reply.immediate_response.grpc_status.status = no.kind.grpc
+        _set(reply.immediate_response.headers, {**self._telling(), **no.headers(grpc=True)})
+        self.status = no.kind.http
+        return [reply]
+
+    def _immediate(self, status: int, body: bytes, reason: str) -> list[pb.ProcessingResponse]:
+        if self.phase in (Phase.RESPONDING, Phase.DONE) or (self.phase is Phase.SENT and not self._open):
+            raise ProtocolError(f"too late to answer in phase {self.phase.name}")
+        self.phase, self.status, self._chunks, self.messages = Phase.DONE, status, [], []
+        reply = pb.ProcessingResponse()
+        reply.immediate_response.status.code = status
+        reply.immediate_response.body = body
+        reply.immediate_response.details = f"{LOCAL_DETAILS}_{reason}"
+        return [reply]
+
+    def _telling(self) -> dict[str, str]:
+        return {**self._id(), **self.told}
+
+    def _id(self) -> dict[str, str]:
+        return {REQUEST_ID: self.request_id} if self.request_id else {}
 
     def outcome(self, dispatched: bool) -> Outcome:
         """How it ended, if it ends now. `dispatched`: an endpoint had been given to it.
@@ -158,7 +212,7 @@ class Exchange:
         A stream that Envoy truncates and one that the client leaves look alike here; the first
         byte of a good answer makes it answered.
         """
-        if not dispatched:
+        if not dispatched or self._refused:
             return Outcome.REFUSED if self.status >= 400 else Outcome.CANCELLED
         if self.status >= 500:
             return Outcome.LOST
@@ -166,39 +220,86 @@ class Exchange:
 
     def _request_headers(self, message: pb.HttpHeaders) -> list[pb.ProcessingResponse]:
         for header in message.headers.headers:
-            value = header.raw_value.decode("latin-1") if header.raw_value else header.value
-            self.headers.setdefault(header.key.lower(), value)
-        self.way = route(self.headers.get(":method", ""), self.headers.get(":path", ""))
+            self.headers.setdefault(header.key.lower(), _value(header))
+        given = self.headers.get
+        self.way = route(given(":method", ""), given(":path", ""), given("content-type", ""))
+        self.request_id = given(REQUEST_ID, "") or self.request_id
         self._headers_only = message.end_of_stream
+        self._open = not message.end_of_stream
         self.phase = Phase.HELD if message.end_of_stream else Phase.BODY
-        length = self.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._max_body:
-            return self._too_large()
+        if (whole(given("content-length", "")) or 0) > self._max_body:
+            return self.refuse(too_large(self._max_body))
         return []
 
     def _request_body(self, message: pb.HttpBody) -> list[pb.ProcessingResponse]:
+        if self.way.grpc and self.way.streams:
+            return self._stream_body(message)
         self.received += len(message.body)
         if self.received > self._max_body:
-            return self._too_large()
+            return self.refuse(too_large(self._max_body))
         if message.body:
             self._chunks.append(message.body)
-        if message.end_of_stream:
+        if not message.end_of_stream:
+            return []
+        self.phase, self._open = Phase.HELD, False
+        if not self.way.grpc:
+            return []
+        data, self._chunks = self.body, []
+        return self._take_messages(data, last=True)
+
+    def _stream_body(self, message: pb.HttpBody) -> list[pb.ProcessingResponse]:
+        """A gRPC stream before it is sent on: its first whole message says where it goes."""
+        self.received += len(message.body)
+        refused = self._take_messages(message.body, last=message.end_of_stream)
+        if refused:
+            return refused
+        self._open = not message.end_of_stream
+        if self.held > self._max_body:
+            return self.refuse(too_large(self._max_body))
+        if self.messages or not self._open:
             self.phase = Phase.HELD
         return []
+
+    def _take_messages(self, data: bytes, *, last: bool) -> list[pb.ProcessingResponse]:
+        try:
+            self.messages += self._frames.feed(data)
+            if last:
+                self._frames.end()
+        except RefusedError as no:
+            return self.refuse(no)
+        return []
+
+    def _pass_on(self, message: pb.HttpBody) -> list[pb.ProcessingResponse]:
+        """A gRPC stream that was sent on: each further message follows as soon as it is whole."""
+        self.received += len(message.body)
+        try:
+            data = b"".join(frame(self._rewrite(m)) for m in self._frames.feed(message.body))
+            if message.end_of_stream:
+                self._frames.end()
+        except RefusedError as no:
+            if self.phase is Phase.SENT:
+                return self.refuse(no)
+            raise BrokenStreamError(no.message) from no
+        self._open = not message.end_of_stream
+        return self._body_replies(data, end=message.end_of_stream) if data or message.end_of_stream else []
 
     def _response_headers(self, message: pb.HttpHeaders) -> list[pb.ProcessingResponse]:
         for header in message.headers.headers:
             if header.key == ":status":
-                self.status = int(header.raw_value or header.value)
+                self.status = whole(_value(header)) or 0
+        self._grpc_status(message.headers.headers)
         self.phase = Phase.DONE if message.end_of_stream else Phase.RESPONDING
-        return [pb.ProcessingResponse(response_headers=pb.HeadersResponse())]
+        reply = pb.ProcessingResponse(response_headers=pb.HeadersResponse())
+        _set(reply.response_headers.response.header_mutation, self._telling())
+        return [reply]
 
-    def _too_large(self) -> list[pb.ProcessingResponse]:
-        return self.refuse(
-            413,
-            f"the body is larger than {self._max_body} bytes, which is what this gateway takes",
-            code="body_too_large",
-        )
+    def _grpc_status(self, headers: Iterable[base_pb2.HeaderValue]) -> None:
+        """Over gRPC the HTTP status is 200 whatever came of it."""
+        if not self.way.grpc:
+            return
+        for header in headers:
+            if header.key == "grpc-status" and (status := whole(_value(header))) is not None:
+                self.status = {GrpcStatus.OK: 200, GrpcStatus.UNAVAILABLE: 503}.get(status, 400)
 
     def _headers_reply(
         self, address: str, headers: Mapping[str, str], drop: tuple[str, ...]
@@ -211,16 +312,25 @@ class Exchange:
         reply.dynamic_metadata.update({"envoy.lb": {DESTINATION_HEADER: address}})
         return reply
 
-    def _body_replies(self, data: bytes) -> list[pb.ProcessingResponse]:
+    def _body_replies(self, data: bytes, *, end: bool) -> list[pb.ProcessingResponse]:
         starts = range(0, len(data), CHUNK_BYTES) or range(1)
         replies = []
         for start in starts:
             reply = pb.ProcessingResponse()
             chunk = reply.request_body.response.body_mutation.streamed_response
             chunk.body = data[start : start + CHUNK_BYTES]
-            chunk.end_of_stream = start == starts[-1] and not self._trailers
+            chunk.end_of_stream = end and start == starts[-1]
             replies.append(reply)
         return replies
+
+
+def whole(text: str) -> int | None:
+    """A whole number as headers have it, None for what is none, or is beyond all bounds."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 15 else None
+
+
+def _value(header: base_pb2.HeaderValue) -> str:
+    return str(header.raw_value.decode("latin-1") if header.raw_value else header.value)
 
 
 def _set(mutation: pb.HeaderMutation, headers: Mapping[str, str]) -> None:

@@ -22,7 +22,7 @@ from tidegate.picker.cluster import Cluster
 from tidegate.picker.decisionlog import MAX_BYTES, DecisionLog, RecordedFlow, Stop
 from tidegate.picker.desk import Desk
 from tidegate.picker.engines import Engines
-from tidegate.picker.exchange import DEFAULT_MAX_BODY, ProtocolError
+from tidegate.picker.exchange import DEFAULT_MAX_BODY, BrokenStreamError, ProtocolError
 from tidegate.picker.identity import Identity
 from tidegate.picker.service import Service, Settings
 
@@ -52,6 +52,7 @@ class Options:
     qos: bool = True
     trust_class_header: bool = False
     max_body: int = DEFAULT_MAX_BODY
+    show_endpoint: bool = False
     drain_s: float = 10.0
     decision_log: Path | None = None
     decision_log_max_bytes: int = MAX_BYTES
@@ -75,6 +76,9 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]  # gen
         except ProtocolError as error:
             log.error("%s", error)  # noqa: TRY400 -- says all; a traceback for each request would not
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except BrokenStreamError as error:
+            log.info("a gRPC stream was ended: %s", error)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except (grpc.aio.UsageError, grpc.aio.InternalError) as error:
             log.debug("stream ended while writing: %s", error)
 
@@ -87,7 +91,9 @@ class Picker:
         policy = Policy(qos=options.qos)
         self.decisions = self._decision_log(policy)
         self.desk = Desk(RecordedFlow(policy, self.decisions) if self.decisions else Flow(policy))
-        settings = Settings(options.qos, options.trust_class_header, options.max_body)
+        settings = Settings(
+            options.qos, options.trust_class_header, options.max_body, show_endpoint=options.show_endpoint
+        )
         self.service = Service(self.desk, Identity(kube, self.desk.clock), settings)
         self.cluster = Cluster(kube, self.desk)
         self.engines = Engines(self.desk)

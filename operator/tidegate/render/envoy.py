@@ -45,6 +45,8 @@ AGAIN_HEADER: Final = "x-tidegate-again"
 _TYPE: Final = "type.googleapis.com/"
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _UNLIMITED: Final = 1_000_000
+_GRPC: Final = "-grpc"
+"""Ends the name of a cluster's twin for gRPC."""
 ATTEMPTS: Final = 8
 """With the back-off below they last about six seconds, longer than a picker takes to restart."""
 _UPSTREAM_IDLE: Final = "4s"  # below the 5 s after which uvicorn, and so vLLM, closes an idle connection
@@ -87,9 +89,11 @@ def bootstrap(  # noqa: PLR0913 -- all by name, one place to see what can be cho
                 _admission_listener(failure_mode_allow),
             ],
             "clusters": [
-                _admission_cluster(),
+                _admission_cluster("admission", grpc=False),
+                _admission_cluster(f"admission{_GRPC}", grpc=True),
                 _picker_cluster(picker_host, picker_port),
-                _engines_cluster(),
+                _engines_cluster("engines", grpc=False),
+                _engines_cluster(f"engines{_GRPC}", grpc=True),
             ],
         },
         "bootstrap_extensions": [
@@ -114,7 +118,7 @@ def bootstrap(  # noqa: PLR0913 -- all by name, one place to see what can be cho
 
 def _gateway_listener(host: str, port: int, access_log: str | None) -> Config:
     """What clients talk to: takes their internal headers away, and tries again."""
-    manager = _manager("gateway", _route("admission", _again()), [_strip_filter(), _router_filter()])
+    manager = _manager("gateway", _routes("admission", _again()), [_strip_filter(), _router_filter()])
     manager |= {
         "http2_protocol_options": {"max_concurrent_streams": 1000},
         "use_remote_address": True,
@@ -141,11 +145,11 @@ def _admission_listener(failure_mode_allow: bool) -> Config:
     # Only what surely never reached the engine is sent there again.
     again = {"retry_on": "connect-failure,refused-stream,reset-before-request", "num_retries": 1}
     filters = [_picker_filter(failure_mode_allow), _router_filter()]
-    manager = _manager("admission", _route("engines", again), filters)
+    manager = _manager("admission", _routes("engines", again), filters)
     return {"name": "admission", "internal_listener": {}, "filter_chains": [_chain(manager)]}
 
 
-def _manager(name: str, route: Config, filters: list[Config]) -> Config:
+def _manager(name: str, routes: list[Config], filters: list[Config]) -> Config:
     return _typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=name,
@@ -156,7 +160,7 @@ def _manager(name: str, route: Config, filters: list[Config]) -> Config:
         local_reply_config=_local_replies(),
         route_config={
             "name": name,
-            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}],
+            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}],
         },
         http_filters=filters,
     )
@@ -166,12 +170,20 @@ def _chain(manager: Config) -> Config:
     return {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
 
 
-def _route(cluster: str, retry_policy: Config) -> Config:
-    return {
-        "match": {"prefix": "/"},
-        "route": {"cluster": cluster, "timeout": "0s", "idle_timeout": "0s", "retry_policy": retry_policy},
-        "response_headers_to_remove": [AGAIN_HEADER] if cluster == "admission" else [],
-    }
+def _routes(cluster: str, retry_policy: Config) -> list[Config]:
+    """To a cluster; gRPC to its twin, which speaks HTTP/2 as gRPC must."""
+    ways: list[tuple[Config, str]] = [
+        ({"prefix": "/", "grpc": {}}, cluster + _GRPC),
+        ({"prefix": "/"}, cluster),
+    ]
+    return [
+        {
+            "match": match,
+            "route": {"cluster": to, "timeout": "0s", "idle_timeout": "0s", "retry_policy": retry_policy},
+            "response_headers_to_remove": [AGAIN_HEADER] if cluster == "admission" else [],
+        }
+        for match, to in ways
+    ]
 
 
 def _again() -> Config:
@@ -228,20 +240,30 @@ def _router_filter() -> Config:
 
 
 def _local_replies() -> Config:
-    """Envoy's own errors in OpenAI's shape; the picker's immediate answers are left as they are."""
+    """Envoy's own errors in OpenAI's shape, over gRPC as plain text, which becomes `grpc-message`.
+
+    The picker's immediate answers are left as they are.
+    """
     picker = 'response.code_details.contains("ext_proc_error")'
     engine = 'response.code_details.contains("upstream_reset_before_response_started")'
     other = f'!response.code_details.contains("{LOCAL_DETAILS}")'
+    kinds = (
+        (picker, "the picker, which admits requests, did not answer; try again", True),
+        (engine, "the engine went away before it answered; try again", True),
+        (other, "gateway: %LOCAL_REPLY_BODY%", False),
+    )
+    grpc = (
+        '"content-type" in request.headers && request.headers["content-type"].startsWith("application/grpc")'
+    )
     return {
         "mappers": [
-            _reply(picker, "the picker, which admits requests, did not answer; try again", again=True),
-            _reply(engine, "the engine went away before it answered; try again", again=True),
-            _reply(other, "gateway: %LOCAL_REPLY_BODY%"),
+            *(_reply(f"{why} && {grpc}", text, again=again, grpc=True) for why, text, again in kinds),
+            *(_reply(why, text, again=again) for why, text, again in kinds),
         ]
     }
 
 
-def _reply(expression: str, message: str, *, again: bool = False) -> Config:
+def _reply(expression: str, message: str, *, again: bool = False, grpc: bool = False) -> Config:
     matches = {
         "name": "envoy.access_loggers.extension_filters.cel",
         "typed_config": _typed(
@@ -254,10 +276,10 @@ def _reply(expression: str, message: str, *, again: bool = False) -> Config:
         "param": None,
         "code": "%RESPONSE_CODE%",
     }
-    reply: Config = {
-        "filter": {"extension_filter": matches},
-        "body_format_override": {"json_format": {"error": error}},
-    }
+    shape: Config = {"json_format": {"error": error}}
+    if grpc:
+        shape = {"text_format_source": {"inline_string": f"{message} (%RESPONSE_CODE_DETAILS%)"}}
+    reply: Config = {"filter": {"extension_filter": matches}, "body_format_override": shape}
     if again:
         reply["headers_to_add"] = [{"header": {"key": AGAIN_HEADER, "value": "1"}}]
     return reply
@@ -285,17 +307,21 @@ def _access_log(path: str) -> Config:
     }
 
 
-def _admission_cluster() -> Config:
+def _admission_cluster(name: str, *, grpc: bool) -> Config:
     inside = {"envoy_internal_address": {"server_listener_name": "admission"}}
-    return {
-        "name": "admission",
+    cluster: Config = {
+        "name": name,
         "type": "STATIC",
         "circuit_breakers": _breakers(),
         "load_assignment": {
-            "cluster_name": "admission",
+            "cluster_name": name,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": inside}}]}],
         },
     }
+    if grpc:
+        http2 = _typed(_HTTP_OPTIONS, explicit_http_config={"http2_protocol_options": {}})
+        cluster["typed_extension_protocol_options"] = {_HTTP_OPTIONS: http2}
+    return cluster
 
 
 def _picker_cluster(host: str, port: int) -> Config:
@@ -322,9 +348,9 @@ def _picker_cluster(host: str, port: int) -> Config:
     }
 
 
-def _engines_cluster() -> Config:
+def _engines_cluster(name: str, *, grpc: bool) -> Config:
     return {
-        "name": "engines",
+        "name": name,
         "type": "ORIGINAL_DST",
         "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": "2s",
@@ -334,7 +360,7 @@ def _engines_cluster() -> Config:
             _HTTP_OPTIONS: _typed(
                 _HTTP_OPTIONS,
                 common_http_protocol_options={"idle_timeout": _UPSTREAM_IDLE},
-                explicit_http_config={"http_protocol_options": {}},
+                explicit_http_config={"http2_protocol_options" if grpc else "http_protocol_options": {}},
             )
         },
     }
