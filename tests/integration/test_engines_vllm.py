@@ -30,6 +30,9 @@ def url(tmp_path_factory) -> Iterator[str]:
         "2",
         "--max-model-len",
         "4096",
+        "--enable-lora",
+        "--lora-modules",
+        "sql=org/sql",
         "--swap-space",
         "4",
     ]
@@ -81,10 +84,13 @@ async def until(client, wanted: dict[str, float]) -> None:
 
 async def test_models_lists_every_served_name(client):
     answer = (await client.get("/v1/models")).json()
-    assert [(m["id"], m["root"], m["max_model_len"]) for m in answer["data"]] == [
-        ("llama", "/models/llama", 4096),
-        ("chat", "/models/llama", 4096),
+    assert [(m["id"], m["root"], m["max_model_len"], m["parent"]) for m in answer["data"]] == [
+        ("llama", "/models/llama", 4096, None),
+        ("chat", "/models/llama", 4096, None),
+        ("sql", "/models/llama", 4096, "llama"),
     ]
+    adapted = await client.post("/v1/completions", json=completion(2, model="sql"))
+    assert (adapted.status_code, adapted.json()["model"]) == (200, "sql")
 
 
 async def test_a_whole_chat_answer(client):

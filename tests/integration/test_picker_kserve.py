@@ -299,6 +299,13 @@ async def test_an_engine_that_is_not_there_is_unavailable_in_plain_words(picker:
     await eventually(_of(picker.in_flight), until=lambda n: n == 0)
 
 
+async def test_grpc_web_is_not_grpc(rest: httpx.AsyncClient) -> None:
+    for kind in ("application/grpc-web+proto", "application/json"):
+        path = "/inference.GRPCInferenceService/ModelInfer"
+        answer = await rest.post(path, content=b"\0\0\0\0\0", headers={"content-type": kind})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
+
+
 def _of(read: Callable[[], int]) -> Callable[[], Any]:
     async def now() -> int:
         return read()

@@ -177,6 +177,26 @@ def test_the_whole_way(
 
 
 @FUZZ
+@given(
+    path=PATHS,
+    kind=TYPES,
+    parts=st.lists(st.one_of(MESSAGES.map(frame), BODIES), max_size=8),
+    most=st.integers(1, 500),
+)
+def test_an_exchange_holds_no_more_than_a_body_and_what_came_last(
+    path: str, kind: str, parts: list[bytes], most: int
+) -> None:
+    exchange = Exchange(most)
+    pairs = {":method": "POST", ":path": path, "content-type": kind}
+    exchange.feed(pb.ProcessingRequest(request_headers=header_message(pairs)))
+    for part in parts:
+        if exchange.done:
+            break
+        exchange.feed(pb.ProcessingRequest(request_body=pb.HttpBody(body=part)))
+        assert exchange.held <= (0 if exchange.done else most)
+
+
+@FUZZ
 @given(body=OBJECTS, name=st.sampled_from(["chat", "talk"]))
 def test_what_is_handed_over_can_be_read_again(body: bytes, name: str) -> None:
     exchange = Exchange()

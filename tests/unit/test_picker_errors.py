@@ -1,6 +1,8 @@
 """Every error, in the shape of every protocol, through the service: status, code, and when to try again."""
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -177,6 +179,18 @@ async def _nothing(_reply: pb.ProcessingResponse) -> None:
 
 def test_every_code_can_be_said() -> None:
     assert set(CATALOGUE) == {*Code, *Reason}
+
+
+def test_every_code_is_told_of_with_its_status() -> None:
+    page = (Path(__file__).parents[2] / "docs/concepts/request-path.md").read_text()
+    rows = [line.split("|")[1:4] for line in page.splitlines() if line.startswith("| `")]
+    told = {
+        code: (http.strip(), grpc.split()[0])
+        for codes, http, grpc in rows
+        if http.strip().isdecimal()
+        for code in re.findall(r"`(\w+)`", codes)
+    }
+    assert told == {code: (str(kind.http), str(kind.grpc)) for code, kind in CATALOGUE.items()}
 
 
 @pytest.mark.parametrize("reason", Reason)

@@ -94,8 +94,9 @@ def test_grpc_route(method: str, wants: Wants, reads: Reads, streams: bool, anyb
     found = route("POST", f"/inference.GRPCInferenceService/{method}", "application/grpc+proto")
     assert (found.wants, found.reads, found.streams, found.open) == (wants, reads, streams, anybody)
     assert (found.protocol, found.grpc) == (KSERVE, True)
-    plain = route("POST", f"/inference.GRPCInferenceService/{method}", "application/json")
-    assert (plain.wants, plain.grpc) == (Wants.NOTHING_WE_HAVE, False)
+    for other in ("application/json", "application/grpc-web+proto", ""):
+        plain = route("POST", f"/inference.GRPCInferenceService/{method}", other)
+        assert (plain.wants, plain.grpc) == (Wants.NOTHING_WE_HAVE, False)
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,7 @@ class Exchange:
         if self.phase in (Phase.RESPONDING, Phase.DONE) or (self.phase is Phase.SENT and not self._open):
             raise ProtocolError(f"too late to answer in phase {self.phase.name}")
         self.phase, self.status, self._chunks, self.messages = Phase.DONE, status, [], []
+        self._frames.clear()
         reply = pb.ProcessingResponse()
         reply.immediate_response.status.code = status
         reply.immediate_response.body = body

@@ -107,7 +107,8 @@ class Body:
 def route(method: str, path: str, content_type: str = "") -> Route:
     """Read method and path (its query is passed over)."""
     bare = path.partition("?")[0]
-    if content_type.startswith("application/grpc"):
+    # As Envoy tells it, which turns our refusals into statuses: gRPC-Web is none.
+    if content_type == "application/grpc" or content_type.startswith("application/grpc+"):
         return _grpc_route(method, bare)
     if method == "POST" and bare in OPENAI_PATHS:
         return _openai_route(bare)

@@ -122,6 +122,8 @@ def _gateway_listener(host: str, port: int, access_log: str | None) -> Config:
     manager |= {
         "http2_protocol_options": {"max_concurrent_streams": 1000},
         "use_remote_address": True,
+        # A client finds its request again by its own id.
+        "preserve_external_request_id": True,
         "normalize_path": True,
         "merge_slashes": True,
         "request_headers_timeout": "10s",
@@ -252,9 +254,8 @@ def _local_replies() -> Config:
         (engine, "the engine went away before it answered; try again", True),
         (other, "gateway: %LOCAL_REPLY_BODY%", False),
     )
-    grpc = (
-        '"content-type" in request.headers && request.headers["content-type"].startsWith("application/grpc")'
-    )
+    kind = 'request.headers["content-type"]'
+    grpc = f'"content-type" in request.headers && {kind}.matches("^application/grpc($|[+])")'
     return {
         "mappers": [
             *(_reply(f"{why} && {grpc}", text, again=again, grpc=True) for why, text, again in kinds),
