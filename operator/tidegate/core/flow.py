@@ -238,6 +238,10 @@ class Flow:
         for line in self._lines.values():
             yield from (one.ask for one in line)
 
+    def comes_in(self, model: ModelKey, now: float) -> float | None:
+        """In how many seconds a replica of a model is expected, where that is known."""
+        return self._room.comes_in(model, now)
+
     def in_flight(self) -> Iterator[tuple[Ask, str]]:
         """Everything that is dispatched, with the lane that serves it."""
         for one in self._room.running.values():

@@ -158,7 +158,8 @@ class Exchange:
         if self.way.grpc:
             data = b"".join(frame(rewrite(message)) for message in self.messages)
         self.phase, self._chunks, self.messages, self._rewrite = Phase.SENT, [], [], rewrite
-        replies = [self._headers_reply(address, {**self._id(), **headers}, drop)]
+        named = {} if REQUEST_ID in self.headers else self._id()
+        replies = [self._headers_reply(address, {**named, **headers}, drop)]
         if not self._headers_only:
             replies += self._body_replies(data, end=not self._open and not self._trailers)
         if self._trailers:
@@ -194,7 +195,7 @@ class Exchange:
         if self.phase in (Phase.RESPONDING, Phase.DONE) or (self.phase is Phase.SENT and not self._open):
             raise ProtocolError(f"too late to answer in phase {self.phase.name}")
         self.phase, self.status, self._chunks, self.messages = Phase.DONE, status, [], []
-        self._frames.clear()
+        self._frames = Frames(self._max_body)
         reply = pb.ProcessingResponse()
         reply.immediate_response.status.code = status
         reply.immediate_response.body = body

@@ -37,10 +37,6 @@ class Frames:
         """Bytes that are held of a message whose end has not come yet."""
         return len(self._buffer)
 
-    def clear(self) -> None:
-        """Forget what is held."""
-        self._buffer.clear()
-
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Take some more; yields the messages that are whole now.
 

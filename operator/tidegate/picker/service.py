@@ -6,6 +6,7 @@ at any await. Whatever happens, the request's room is given back once, at the en
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -122,7 +123,8 @@ class Service:
             if message is None:
                 return
             await _write_all(write, exchange.feed(message))
-            self._hold(request, exchange.held)
+            if exchange.way.grpc:
+                self._hold(request, exchange.held)
 
     def _hold(self, request: _Request, size: int) -> None:
         """Note how many bytes of a request are in memory without being in the queue."""
@@ -235,9 +237,15 @@ class Service:
             made = hand_over(exchange, asked, model, None, world.classes, in_order=False)
         addresses = world.ready(key, grpc=way.grpc)
         if not addresses:
-            raise RefusedError(Code.NOT_READY, f"no replica of {name} is ready", retry_after_s=1)
+            raise self._not_ready(name, key)
         request.dispatched = True
         await self._send(request, addresses[request.number % len(addresses)], made, write)
+
+    def _not_ready(self, name: str, key: ModelKey | None) -> RefusedError:
+        """No replica is ready; when one may be, as far as the queue knows."""
+        comes_in_s = self.desk.flow.comes_in(key, self.desk.clock()) if key is not None else None
+        after = max(1, math.ceil(comes_in_s or 0))
+        return RefusedError(Code.NOT_READY, f"no replica of {name} is ready", retry_after_s=after)
 
     async def _send(self, request: _Request, address: str, made: HandOver, write: Write) -> None:
         """Hand a request over to an endpoint, by gRPC at its other port."""
@@ -345,8 +353,7 @@ class Service:
         elif way.wants is Wants.MODEL_READY:
             model = self._find(exchange, way.model or "")
             if not world.ready(model.key):
-                message = f"no replica of {way.model!r} is ready"
-                raise RefusedError(Code.NOT_READY, message, retry_after_s=1)
+                raise self._not_ready(repr(way.model), model.key)
             await _write_all(write, exchange.answer(200, b"{}", reason="ready"))
         elif way.wants is Wants.MODEL_LIST:
             listed = [
