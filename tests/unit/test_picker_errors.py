@@ -124,6 +124,15 @@ def test_every_error_has_its_protocol_s_shape(
         assert words in answer["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "messages", [chat("x" * 9000), infer("x" * 9000), grpc("x" * 9000)], ids=["OpenAI", "KServeV2", "gRPC"]
+)
+def test_a_name_without_end_is_not_told_back(messages: list[pb.ProcessingRequest]) -> None:
+    reply = refused_by(service(), messages)
+    assert immediate_headers(reply)["x-tidegate-code"] == "model_not_found"
+    assert len(reply.immediate_response.body) < 1200
+
+
 @pytest.mark.parametrize("messages", [chat(), infer(), grpc()], ids=["OpenAI", "KServeV2", "gRPC"])
 def test_an_api_server_that_is_away_is_no_fault_of_the_client(messages: list[pb.ProcessingRequest]) -> None:
     headers = immediate_headers(refused_by(service(away=True), messages))

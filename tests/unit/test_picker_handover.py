@@ -172,6 +172,30 @@ def test_a_later_message_that_is_wrong_ends_the_stream_with_its_reason(bad: byte
         asyncio.run(run([response_headers(), body_message(bad)]))
 
 
+TRAILERS = pb.ProcessingRequest(request_trailers=pb.HttpTrailers())
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+def test_trailers_end_a_call(method: str) -> None:
+    head, _ = grpc(method, b"")
+    data = frame(message(id="1"))
+    replies = asyncio.run(play(service(), [head, body_message(data), TRAILERS]))
+    [got] = messages(b"".join(c.body for c in streamed(replies)))
+    assert (got.id, got.model_name) == ("1", "org/rank")
+    assert not any(c.end_of_stream for c in streamed(replies))
+    assert [r.WhichOneof("response") for r in replies].count("request_trailers") == 1
+
+
+def test_trailers_end_a_stream_that_goes_on() -> None:
+    replies = asyncio.run(play(service(), opened(frame(message())), then=[response_headers(), TRAILERS]))
+    assert [r.WhichOneof("response") for r in replies] == [
+        "request_headers",
+        "request_body",
+        "response_headers",
+        "request_trailers",
+    ]
+
+
 def test_a_stream_that_ends_before_a_message_is_refused() -> None:
     head, _ = grpc("ModelStreamInfer", b"")
     [reply] = asyncio.run(play(service(), [head, body_message(b"", end=True)]))

@@ -21,6 +21,10 @@ PUSHBACK_HEADER: Final = "grpc-retry-pushback-ms"
 """How gRPC says Retry-After: clients with a retry policy wait for it."""
 
 
+_MESSAGE: Final = 1000
+"""Characters of a message at most: what a client sent may stand in it, and over gRPC it is a header."""
+
+
 class Code(StrEnum):
     """What a program can tell errors apart by. Those of the queue are `core.flowtypes.Reason`."""
 
@@ -96,7 +100,8 @@ class RefusedError(Exception):
         self, code: Code | Reason, message: str, *, param: str | None = None, retry_after_s: int | None = None
     ) -> None:
         super().__init__(message)
-        self.code, self.message, self.param, self.retry_after_s = code, message, param, retry_after_s
+        self.message = message if len(message) <= _MESSAGE else f"{message[:_MESSAGE]}…"
+        self.code, self.param, self.retry_after_s = code, param, retry_after_s
 
     @classmethod
     def of(cls, refused: Refused) -> "RefusedError":

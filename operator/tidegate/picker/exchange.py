@@ -117,9 +117,8 @@ class Exchange:
                 return self._stream_body(message.request_body)
             case "request_body", Phase.SENT | Phase.RESPONDING if self._open:
                 return self._pass_on(message.request_body)
-            case "request_trailers", Phase.BODY:
-                self._trailers, self._open, self.phase = True, False, Phase.HELD
-                return []
+            case "request_trailers", _ if self._open and self.phase is not Phase.HEADERS:
+                return self._request_trailers()
             case "response_headers", Phase.SENT:
                 return self._response_headers(message.response_headers)
             case "response_trailers", Phase.RESPONDING | Phase.SENT:
@@ -244,6 +243,17 @@ class Exchange:
         if not message.end_of_stream:
             return []
         self.phase, self._open = Phase.HELD, False
+        if not self.way.grpc:
+            return []
+        data, self._chunks = self.body, []
+        return self._take_messages(data, last=True)
+
+    def _request_trailers(self) -> list[pb.ProcessingResponse]:
+        """They end the body, in place of a last piece of it."""
+        self._trailers, self._open = True, False
+        if self.phase in (Phase.SENT, Phase.RESPONDING):
+            return [pb.ProcessingResponse(request_trailers=pb.TrailersResponse())]
+        self.phase = Phase.HELD
         if not self.way.grpc:
             return []
         data, self._chunks = self.body, []

@@ -261,6 +261,7 @@ class Service:
         drop = () if self.settings.trust_class_header else ("authorization",)
         replies = exchange.send(to, headers=made.headers, drop=drop, body=made.body, rewrite=made.rewrite)
         await _write_all(write, replies)
+        self._hold(request, exchange.held)
 
     def _find(self, exchange: Exchange, name: str) -> ServedModel:
         model = self.desk.world.find(name)
