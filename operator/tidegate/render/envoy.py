@@ -47,6 +47,8 @@ _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _UNLIMITED: Final = 1_000_000
 _GRPC: Final = "-grpc"
 """Ends the name of a cluster's twin for gRPC."""
+_HTTP2: Final = {"initial_stream_window_size": 1 << 20, "initial_connection_window_size": 256 << 20}
+"""Many streams share a connection: a client that reads slowly must not fill it for the others."""
 ATTEMPTS: Final = 8
 """With the back-off below they last about six seconds, longer than a picker takes to restart."""
 _UPSTREAM_IDLE: Final = "4s"  # below the 5 s after which uvicorn, and so vLLM, closes an idle connection
@@ -320,7 +322,7 @@ def _admission_cluster(name: str, *, grpc: bool) -> Config:
         },
     }
     if grpc:
-        http2 = _typed(_HTTP_OPTIONS, explicit_http_config={"http2_protocol_options": {}})
+        http2 = _typed(_HTTP_OPTIONS, explicit_http_config={"http2_protocol_options": _HTTP2})
         cluster["typed_extension_protocol_options"] = {_HTTP_OPTIONS: http2}
     return cluster
 
@@ -361,7 +363,9 @@ def _engines_cluster(name: str, *, grpc: bool) -> Config:
             _HTTP_OPTIONS: _typed(
                 _HTTP_OPTIONS,
                 common_http_protocol_options={"idle_timeout": _UPSTREAM_IDLE},
-                explicit_http_config={"http2_protocol_options" if grpc else "http_protocol_options": {}},
+                explicit_http_config={"http2_protocol_options": _HTTP2}
+                if grpc
+                else {"http_protocol_options": {}},
             )
         },
     }
