@@ -1,6 +1,7 @@
 """What a model and a class become: the Deployment of a lane, the Service, the PriorityClass."""
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -137,6 +138,36 @@ def test_tokens_of_a_step_are_told_to_the_picker() -> None:
 def test_a_users_port_is_the_containers_port() -> None:
     ports = engine_of(render(mdep(engine={"type": "vLLM", "args": ["--port=9000"]})))["ports"]
     assert ports == [{"name": "http", "containerPort": 9000}]
+
+
+NAMES: list[tuple[dict[str, Any], list[str], list[str]]] = [
+    ({"aliases": ["n"]}, ["m", "n"], []),
+    ({"aliases": ["n"], "engineName": "x/y"}, ["x/y"], []),
+    (
+        {
+            "adapters": [
+                {"name": "sql", "uri": "hf://a/b"},
+                {"name": "law", "engineName": "v7", "uri": "s3://c/d"},
+            ]
+        },
+        ["m"],
+        ["sql=a/b", "v7=s3://c/d"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "served", "modules"), NAMES)
+def test_vllm_is_told_the_names_it_answers_to(
+    fields: dict[str, Any], served: list[str], modules: list[str]
+) -> None:
+    args = engine_of(render(mdep(model={"name": "m", "uri": "hf://a/m", **fields})))["args"]
+
+    def values(flag: str) -> list[str]:
+        rest = args[args.index(flag) + 1 :] if flag in args else []
+        return list(itertools.takewhile(lambda a: not a.startswith("--"), rest))
+
+    assert (values("--served-model-name"), values("--lora-modules")) == (served, modules)
+    assert ("--enable-lora" in args) is bool(modules)
 
 
 def test_triton_is_run_probed_and_measured_in_its_own_way() -> None:
