@@ -10,10 +10,12 @@ import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from tritonclient.grpc import service_pb2 as triton
 
+from support.ext_proc import response_headers, response_trailers
 from support.picking import immediate_headers, play, request, service
 from tidegate.core.flowtypes import Reason, Refused
 from tidegate.picker.errors import CATALOGUE, KSERVE, OPENAI, Code, GrpcStatus, RefusedError
 from tidegate.picker.kservegrpc import frame
+from tidegate.picker.protocols import KSERVE_VERBS, OPENAI_PATHS
 from tidegate.picker.service import Service
 
 CHAT = b'{"model":"%s","messages":[]}'
@@ -122,6 +124,85 @@ def test_every_error_has_its_protocol_s_shape(
         assert set(answer["error"]) == {"message", "type", "param", "code"}
         assert answer["error"]["code"] == code
         assert words in answer["error"]["message"]
+
+
+# ── every route by every error that all of them have ────────────────────────────────────────────
+
+
+def _json(path: str) -> Any:
+    return lambda model, **more: request(path, orjson.dumps({"model": model}), **more)
+
+
+def _form(path: str) -> Any:
+    return lambda model, **more: request(path, b"--x--", x_tidegate_model=model, **more)
+
+
+def _rest(verb: str, method: str = "POST") -> Any:
+    return lambda model, **more: request(f"/v2/models/{model}{verb}", b"{}", method=method, **more)
+
+
+def _call(method: str, kind: Any, field: str) -> Any:
+    def build(model: str, **more: Any) -> list[pb.ProcessingRequest]:
+        body = frame(kind(**{field: model}).SerializeToString())
+        return request(
+            f"/inference.GRPCInferenceService/{method}", body, content_type="application/grpc", **more
+        )
+
+    return build
+
+
+ROUTES: dict[str, tuple[str, str, Any]] = {
+    **{path: ("OpenAI", "chat", _json(path)) for path in sorted(OPENAI_PATHS) if "audio" not in path},
+    **{path: ("OpenAI", "chat", _form(path)) for path in sorted(OPENAI_PATHS) if "audio" in path},
+    **{f"/v2 {verb}": ("KServeV2", "rank", _rest(f"/{verb}")) for verb in sorted(KSERVE_VERBS)},
+    "/v2 versions": ("KServeV2", "rank", _rest("/versions/1/infer")),
+    "/v2 metadata": ("KServeV2", "rank", _rest("", "GET")),
+    "/v2 config": ("KServeV2", "rank", _rest("/config", "GET")),
+    "ModelInfer": ("gRPC", "rank", _call("ModelInfer", triton.ModelInferRequest, "model_name")),
+    "ModelStreamInfer": ("gRPC", "rank", _call("ModelStreamInfer", triton.ModelInferRequest, "model_name")),
+    "ModelMetadata": ("gRPC", "rank", _call("ModelMetadata", triton.ModelMetadataRequest, "name")),
+    "ModelConfig": ("gRPC", "rank", _call("ModelConfig", triton.ModelConfigRequest, "name")),
+}
+WRONG: dict[str, tuple[Code | Reason, dict[str, Any]]] = {
+    "unknown model": (Code.MODEL_NOT_FOUND, {"model": "nothing"}),
+    "bad token": (Code.INVALID_TOKEN, {"token": "bad"}),
+    "no right": (Code.CLASS_NOT_ALLOWED, {"token": "poor"}),
+    "nobody": (Code.CLASS_NOT_ALLOWED, {"token": ""}),
+    "class not served": (Code.CLASS_NOT_ALLOWED, {"x_tidegate_qos": "gold"}),
+    "too large": (Code.BODY_TOO_LARGE, {"content_length": "17000000"}),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("wrong", WRONG)
+def test_every_route_says_every_error(route: str, wrong: str) -> None:
+    protocol, model, build = ROUTES[route]
+    code, how = WRONG[wrong]
+    reply = refused_by(service(), build(**{"model": model, **how}))
+    immediate, headers, kind = reply.immediate_response, immediate_headers(reply), CATALOGUE[code]
+    assert headers["x-tidegate-code"] == code
+    if protocol == "gRPC":
+        assert (immediate.status.code, immediate.grpc_status.status) == (200, kind.grpc)
+        return
+    assert (immediate.status.code, immediate.grpc_status.status) == (kind.http, 0)
+    error = orjson.loads(immediate.body)["error"]
+    assert isinstance(error, str) if protocol == "KServeV2" else error["code"] == code
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("shown", [True, False])
+def test_every_route_is_answered_with_what_became_of_it(route: str, shown: bool) -> None:
+    _, model, build = ROUTES[route]
+    then = [response_headers(), response_trailers()]
+    replies = asyncio.run(play(service(show_endpoint=shown), build(model), then=then))
+    [answer] = [r for r in replies if r.WhichOneof("response") == "response_headers"]
+    options = answer.response_headers.response.header_mutation.set_headers
+    told = {o.header.key: o.header.raw_value.decode() for o in options}
+    assert told["x-tidegate-qos"] == "high"
+    assert told["x-request-id"]
+    assert ("x-tidegate-endpoint" in told) is shown
+    waits = route not in ("/tokenize", "/detokenize", "/v2 metadata", "/v2 config")
+    assert ("x-tidegate-queue-seconds" in told) is (waits and route not in ("ModelMetadata", "ModelConfig"))
 
 
 @pytest.mark.parametrize(
