@@ -157,7 +157,7 @@ def gather(
         ref: replace(m, largest_node=_largest(pools[m.pool])) if m.pool in pools else m
         for ref, m in models.items()
     }
-    taken = names_taken(m.obj for m in models.values() if m.obj)
+    taken = names_taken(m.obj for m in models.values() if m.obj and not m.deleting)
     models |= {ref: replace(models[ref], taken=lost) for key, lost in taken.items() if (ref := "/".join(key))}
     snapshot = Snapshot(
         classes={n: class_facts.qos_class(o) for n, o in classes.items()},
