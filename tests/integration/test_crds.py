@@ -203,7 +203,10 @@ REFUSED = {
             }
         ),
         "spec.model",
-        "spec.model.adapters[].name must differ from spec.model.name and spec.model.aliases",
+        (
+            "spec.model.adapters[].name must differ from spec.model.name and spec.model.aliases:"
+            " a name that clients ask for stands for one thing"
+        ),
     ),
     "an adapter without weights": (
         kinds.MODEL_DEPLOYMENT,
