@@ -219,6 +219,15 @@ class Flow:
                 self._room.relegated.discard(ask.id)
         return gone
 
+    def recall(self, now: float) -> list[tuple[Ask, str]]:
+        """Patient requests to abort now and where they run; see `core.recall`. Each is named once.
+
+        Ask after `dispatch`. Abort and `finish` them: they are admitted anew when they come again.
+        """
+        if not self.policy.qos:
+            return []
+        return [each for model in self._room.models for each in self._room.recall(model, now)]
+
     def next_expiry(self) -> float | None:
         """When `expire` has something to do next, if nothing else happens."""
         oldest = (first for line in self._lines.values() if (first := line.oldest()))

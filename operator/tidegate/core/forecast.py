@@ -198,6 +198,15 @@ class Forecast:
                 least = min(least, ahead + tpot_s * steps - takes_s)
         return least
 
+    def decode_step_s(self, fewer: int = 0, tokens: int = 0) -> float:
+        """Seconds of a step of decodes, without so many requests that hold so many tokens."""
+        context = max(0, int(self._context) - tokens)
+        return self._fit.seconds(0, max(0, self._decodes - fewer), context) / self.speed
+
+    def tightest_tpot_s(self) -> float | None:
+        """The shortest time per token that somebody here was promised and has not lost; None without any."""
+        return min((tpot_s for tpot_s, _ in self._begun()), default=None)
+
     def _begun(self) -> dict[tuple[float, int], float]:
         """By promise: `tpot_s * steps - time` when who is the least ahead got its first token.
 

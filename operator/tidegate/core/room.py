@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from tidegate.core import front, pick
+from tidegate.core import front, pick, recall
 from tidegate.core.flowtypes import Ask, Endpoint, Model, ModelKey, Policy
 from tidegate.core.load import Load, Mean, Rate
 from tidegate.core.pick import Candidate, Need, NoRoom, Place, Traffic
-from tidegate.core.types import QoSClass
+from tidegate.core.types import QoSClass, Reclaim
 
 _PRIOR_SERVICE_S: Final = 10.0
 """How long a request holds its slot before any was seen to end: 256 tokens at 40 ms each."""
@@ -22,6 +22,10 @@ _RECENT_S: Final = 15.0
 """A class without arrivals for this long lends its headroom, and its front."""
 _FRONT_TAU_S: Final = 30.0
 """The front follows the arrivals of this long: a burst spills, it does not move the boundary."""
+
+_BURST_TAU_S: Final = 1.0
+_BURST_SIGMAS, _BURST_FACTOR = 3.0, 1.3
+"""Of the last second: so many more than chance explains, and by so much more than lately, are a burst."""
 
 
 @dataclass(slots=True)
@@ -53,16 +57,18 @@ class Running:
     since: float
     steps: float
     patient: bool
+    recalled: bool = False
     shared: dict[tuple[ModelKey, str], int] = field(default_factory=dict)
 
 
 class _Seen:
     """What a (model, class) was observed to do."""
 
-    __slots__ = ("arrivals", "last", "lately", "prefill", "service", "tokens")
+    __slots__ = ("arrivals", "burst", "last", "lately", "prefill", "service", "tokens")
 
     def __init__(self) -> None:
         self.arrivals, self.lately = Rate(5.0), Rate(_FRONT_TAU_S)
+        self.burst = Rate(_BURST_TAU_S)
         self.last = -math.inf
         self.service, self.tokens = Mean(0.1), Mean(0.1)
         self.prefill = Mean(0.02)
@@ -123,6 +129,11 @@ class Room:
         seen = self._seen.setdefault((ask.model, ask.qos_class), _Seen())
         seen.arrivals.add(now)
         seen.lately.add(now)
+        seen.burst.add(now)
+        if self.policy.pack.recall:
+            surely = seen.burst.value(now) - _BURST_SIGMAS * seen.burst.deviation(now)
+            if surely > _BURST_FACTOR * seen.lately.value(now):
+                seen.lately.raise_to(seen.burst.value(now), now)
         seen.last = now
         seen.tokens.add(ask.tokens)
         seen.prefill.add(self.policy.fit.seconds(ask.prompt_tokens, 0))
@@ -240,6 +251,40 @@ class Room:
             for e in self.ready(model)
         ]
         return front.members(front.size(traffic, self.policy.pack.utilisation), places)
+
+    def recall(self, model: ModelKey, now: float) -> list[tuple[Ask, str]]:
+        """What to take back from the front, and from where: people are served too slowly beside it."""
+        members = self.front(model, now) if self.policy.pack.recall else ()
+        return [each for address in members for each in self._recall_from(self.loads[address], now)]
+
+    def _recall_from(self, load: Load, now: float) -> list[tuple[Ask, str]]:
+        if load.patient in (0, load.requests):
+            return []
+        load.forecast.advance(now)
+        tpot_s = load.forecast.tightest_tpot_s()
+        target_s = math.inf if tpot_s is None else self.policy.pack.recall_pace * tpot_s
+        if load.forecast.decode_step_s() <= target_s:
+            return []
+        here = [one for one in self.running.values() if one.address == load.address]
+        # On their way out already.
+        going = [self._computed(one, load) for one in here if one.recalled]
+
+        def step_s(fewer: int, tokens: int) -> float:
+            return load.forecast.decode_step_s(fewer + len(going), tokens + sum(going))
+
+        held = [recall.Held(one.ask.id, self._computed(one, load)) for one in here if self._recallable(one)]
+        taken = [self.running[number] for number in recall.chosen(held, step_s, target_s)]
+        for one in taken:
+            one.recalled = True
+        return [(one.ask, load.address) for one in taken]
+
+    def _recallable(self, one: Running) -> bool:
+        known = self.classes.get(one.ask.qos_class)
+        always = known is not None and known.reclaim is Reclaim.ALWAYS
+        return one.patient and always and one.ask.recallable and not one.ask.streamed and not one.recalled
+
+    def _computed(self, one: Running, load: Load) -> int:
+        return one.ask.prompt_tokens + int(load.forecast.steps - one.steps)
 
     def need(self, ask: Ask, turn: Turn) -> Need:
         """What a request asks of an endpoint."""
