@@ -23,9 +23,9 @@ _RECENT_S: Final = 15.0
 _FRONT_TAU_S: Final = 30.0
 """The front follows the arrivals of this long: a burst spills, it does not move the boundary."""
 
-_BURST_TAU_S: Final = 1.0
+_BURST_TAU_S: Final = 2.0
 _BURST_SIGMAS, _BURST_FACTOR = 3.0, 1.3
-"""Of the last second: so many more than chance explains, and by so much more than lately, are a burst."""
+"""Of the last two seconds: so many more than chance explains, and by so much more than lately, are a burst."""
 
 
 @dataclass(slots=True)
