@@ -26,7 +26,7 @@ _FRONT_TAU_S: Final = 30.0
 
 _BURST_TAU_S: Final = 2.0
 _BURST_SIGMAS, _BURST_FACTOR = 3.0, 1.3
-"""Of the last two seconds: so many more than chance explains, and by so much more than lately, are a burst."""
+"""In two seconds so many more than chance explains, and by so much more than lately, are a burst."""
 
 
 @dataclass(slots=True)
