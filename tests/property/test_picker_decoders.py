@@ -58,8 +58,18 @@ MESSAGES = st.one_of(
         st.sampled_from([{}, {"int64_param": -1}, {"uint64_param": 2**64 - 1}, {"string_param": "9" * 5000}]),
     ),
 )
-NAMES = st.sampled_from(["x-tidegate-model", "x-tidegate-qos", "authorization", "content-length", "accept",
-                         "x-request-id", "inference-header-content-length", "content-encoding"])  # fmt: skip
+NAMES = st.sampled_from(
+    [
+        "x-tidegate-model",
+        "x-tidegate-qos",
+        "authorization",
+        "content-length",
+        "accept",
+        "x-request-id",
+        "inference-header-content-length",
+        "x-envoy-attempt-count",
+    ]
+)
 HEADERS = st.dictionaries(
     NAMES, st.one_of(st.text(max_size=30), st.sampled_from(["9" * 5000, "-1", "12", "²", ""])), max_size=4
 )

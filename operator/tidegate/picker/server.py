@@ -24,7 +24,7 @@ from tidegate.picker.desk import Desk
 from tidegate.picker.engines import Engines
 from tidegate.picker.exchange import DEFAULT_MAX_BODY, BrokenStreamError, ProtocolError
 from tidegate.picker.identity import Identity
-from tidegate.picker.service import Service, Settings
+from tidegate.picker.service import RecalledError, Service, Settings
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]  # gen
         except BrokenStreamError as error:
             log.info("a gRPC stream was ended: %s", error)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except RecalledError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except (grpc.aio.UsageError, grpc.aio.InternalError) as error:
             log.debug("stream ended while writing: %s", error)
 

@@ -21,7 +21,7 @@ from tidegate.facts.endpoints import ServedModel
 from tidegate.picker import classify
 from tidegate.picker.desk import Desk
 from tidegate.picker.errors import KSERVE, OPENAI, Code, RefusedError
-from tidegate.picker.exchange import DEFAULT_MAX_BODY, Exchange, Outcome, Phase
+from tidegate.picker.exchange import DEFAULT_MAX_BODY, Exchange, Outcome, Phase, whole
 from tidegate.picker.handover import HandOver, hand_over, json_length
 from tidegate.picker.identity import ANONYMOUS, Caller, Identity, InvalidTokenError, UnknowableError
 from tidegate.picker.kservegrpc import read_message
@@ -36,6 +36,7 @@ from tidegate.picker.protocols import (
     read_form,
     server_metadata,
 )
+from tidegate.render.envoy import ATTEMPT_HEADER, KEPT_BODY
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,10 @@ CLASS_HEADER: Final = "x-tidegate-qos"
 QUEUE_HEADER: Final = "x-tidegate-queue-seconds"
 ENDPOINT_HEADER: Final = "x-tidegate-endpoint"
 """What a response says of its request: the class that it had, its wait, and who answered."""
+
+
+class RecalledError(Exception):
+    """Ends an exchange whose request is taken back from its engine: Envoy asks again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ class Settings:
     max_body: int = DEFAULT_MAX_BODY
     max_receiving: int = 256 << 20
     """Bytes of bodies that may be on their way in at once."""
+    max_recalls: int = 2
+    """How often a request may be taken back from its engine."""
     start_patience_s: float = 5.0
     """How long a request is held while the first facts are still being listed."""
     show_endpoint: bool = False
@@ -76,6 +83,7 @@ class _Request:
     model: ServedModel | None = None
     qos_class: str = ""
     dispatched: bool = False
+    recalled: bool = False
     counted: int = 0
     """Bytes that it has counted as being received."""
     pending: "asyncio.Task[pb.ProcessingRequest | None] | None" = field(default=None)
@@ -97,6 +105,11 @@ class Service:
         request = _Request(number, Exchange(self.settings.max_body, f"{self._run}-{number}"))
         try:
             await self._serve(request, read, write)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if not request.recalled or (task is not None and task.uncancel() > 0):
+                raise
+            raise RecalledError("taken back from its engine; it may be tried again") from error
         finally:
             self._end(request)
 
@@ -137,6 +150,8 @@ class Service:
             request.pending.cancel()
         self.receiving -= request.counted
         outcome = request.exchange.outcome(request.dispatched)
+        if request.recalled:
+            outcome = Outcome.RECALLED
         whole = outcome is Outcome.ANSWERED and request.exchange.status < 400
         self.desk.end(request.number, whole=whole)
         if request.exchange.way.wants is Wants.INFERENCE:
@@ -208,6 +223,7 @@ class Service:
             size=exchange.received,
             streamed=body.streamed,
             tenant=classify.tenant(qos, request.caller.user, model, exchange.headers),
+            recallable=self._comes_again(exchange, streamed=body.streamed),
             adapter=model.adapter(body.model),
         )
         since = self.desk.clock()
@@ -218,11 +234,30 @@ class Service:
         if isinstance(verdict, Refused):
             raise RefusedError.of(verdict)
         request.dispatched = True
+        if ask.recallable:
+            self._offer(request)
         made = hand_over(
             exchange, body.model, model, qos, self.desk.world.classes, in_order=not self.settings.qos
         )
         await self._send(request, verdict.address, made, write)
         return True
+
+    def _comes_again(self, exchange: Exchange, *, streamed: bool) -> bool:
+        """Whether Envoy sends it again if it is aborted: it counts attempts, and has kept the body."""
+        attempt = whole(exchange.headers.get(ATTEMPT_HEADER, ""))
+        few = attempt is not None and attempt <= self.settings.max_recalls
+        return few and not streamed and exchange.received <= KEPT_BODY
+
+    def _offer(self, request: _Request) -> None:
+        """Let the desk take it back while its answer has not begun."""
+        task = asyncio.current_task()
+
+        def abort() -> bool:
+            sent = request.exchange.phase is Phase.SENT
+            request.recalled = sent and task is not None and task.cancel()
+            return request.recalled
+
+        self.desk.may_recall(request.number, abort)
 
     async def _aside(self, request: _Request, write: Write) -> None:
         """Send on what an engine answers without its GPUs: it waits for nobody, and takes no room."""
