@@ -1,0 +1,72 @@
+"""Sarathi's scheduler with `core.relief`: who waits is served by deadline, less who is given up.
+
+Who is given up is reckoned anew every `period_s`, so it may be taken back as long as it can be in time. A
+request is due at `keep` of its deadline, by rank: predictions err, and outputs, which are not known, take
+time after the prompt.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tidegate.core.relief import Claim, give_up
+from tidegate.core.steptime import StepFit
+from tidegate.sim.sarathi import Chunk, Job, Sarathi
+from tidegate.sim.types import StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """By deadline, each at a part of it: `keep` by rank, the last for all below."""
+
+    keep: Sequence[float]
+
+    def key(self, job: Job) -> float:
+        """When it counts as due, seconds."""
+        keep = self.keep[min(job.priority, len(self.keep) - 1)]
+        return job.arrival_s + keep * (job.due_s - job.arrival_s)
+
+
+class Relieved(Sarathi):
+    """One engine's requests and schedule. `work` times the fit is what a prompt takes in a busy engine."""
+
+    def __init__(
+        self,
+        order: Early,
+        chunk: Chunk,
+        fit: StepFit,
+        *,
+        tokens: int = 2552,
+        work: float = 1.0,
+        period_s: float = 1.0,
+    ) -> None:
+        super().__init__(order, chunk)
+        self._by = order
+        self._token_s = work * fit.seconds(tokens, 0) / tokens
+        self._period_s = period_s
+        self._next_s = 0.0
+
+    def schedule(self, now: float) -> StepPlan:
+        """Plan the step that starts at `now`, after it was seen who has to be given up."""
+        if now >= self._next_s and self._prompts:
+            self._next_s = now + self._period_s
+            self._relieve(now)
+        return super().schedule(now)
+
+    def _relieve(self, now: float) -> None:
+        jobs = {job.id: job for _, job in self._prompts}
+        begun_s, claims = 0.0, []
+        for job in jobs.values():
+            work_s, due_s = job.remaining * self._token_s, self._by.key(job)
+            if job.computed:
+                begun_s += work_s
+            elif now + work_s <= due_s:
+                claims.append(Claim(job.id, due_s, work_s, job.priority))
+        given = {claim.id for claim in give_up(claims, now + begun_s)}
+        hopeful = {claim.id for claim in claims} - given
+        for job in jobs.values():
+            late = int(not job.computed and job.id not in hopeful)
+            self.relegated += late > job.key[0]
+            job.key = (late, job.key[1], job.key[2])
+        self._prompts = [(job.key, job) for job in jobs.values()]
+        heapq.heapify(self._prompts)
