@@ -38,7 +38,7 @@ class Relieved(Sarathi):
         *,
         tokens: int = 2552,
         work: float = 1.0,
-        period_s: float = 1.0,
+        period_s: float = 5.0,
     ) -> None:
         super().__init__(order, chunk)
         self._by = order
