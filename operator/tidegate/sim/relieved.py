@@ -1,6 +1,7 @@
 """Sarathi's scheduler with `core.relief`: who waits is served by deadline, less who is given up.
 
-Who is given up is reckoned anew every `period_s`, so it may be taken back as long as it can be in time. A
+Who is given up is reckoned anew every `period_s`, and at once when the first in the line would be late. It
+may be taken back as long as it can be in time. A
 request is due at `keep` of its deadline, by rank: predictions err, and outputs, which are not known, take
 time after the prompt.
 """
@@ -8,11 +9,15 @@ time after the prompt.
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from tidegate.core.relief import Claim, give_up
 from tidegate.core.steptime import StepFit
 from tidegate.sim.sarathi import Chunk, Job, Sarathi
 from tidegate.sim.types import StepPlan
+
+_LEAST_S: Final = 0.5
+"""Between two reckonings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +49,19 @@ class Relieved(Sarathi):
         self._by = order
         self._token_s = work * fit.seconds(tokens, 0) / tokens
         self._period_s = period_s
-        self._next_s = 0.0
+        self._next_s = self._soonest_s = 0.0
 
     def schedule(self, now: float) -> StepPlan:
         """Plan the step that starts at `now`, after it was seen who has to be given up."""
-        if now >= self._next_s and self._prompts:
-            self._next_s = now + self._period_s
+        if self._prompts and (now >= self._next_s or (now >= self._soonest_s and self._late(now))):
+            self._next_s, self._soonest_s = now + self._period_s, now + _LEAST_S
             self._relieve(now)
         return super().schedule(now)
+
+    def _late(self, now: float) -> bool:
+        """Whether the first in the line would be late, though it was not given up."""
+        job = self._prompts[0][1]
+        return job.key[0] == 0 and now + job.remaining * self._token_s > self._by.key(job)
 
     def _relieve(self, now: float) -> None:
         jobs = {job.id: job for _, job in self._prompts}
