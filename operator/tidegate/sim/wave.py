@@ -39,9 +39,9 @@ def relief() -> Sarathi:
     return Relieved(Early(KEEP), Static(CHUNK), FIT, tokens=CHUNK, work=WORK)
 
 
-KEEP: Final = (0.6, 0.9)
+KEEP: Final = (0.5, 0.9)
 """Of its deadline, when an important request counts as due, and another one."""
-WORK: Final = 1.05
+WORK: Final = 1.15
 """A prompt's time in a busy engine, by the fit: decodes are beside it."""
 SARATHI: Final[dict[str, Callable[[], Sarathi]]] = {
     **{name: made.engine for name, made in gate_arms(FIT).items()},
