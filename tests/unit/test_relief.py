@@ -87,12 +87,21 @@ def test_who_was_given_up_is_taken_back_where_there_is_time() -> None:
     promise = Promise("soon", finish_s=100.0)
     engine = Relieved(Early((1.0, 1.0)), Static(2048), FIT, tokens=2048, work=60.0, period_s=0.1)
     for number in range(3):
-        engine.add(Request(str(number), 8000, 1), 0.0, promise)
+        engine.add(Request(str(number), 8000, 1, priority=1), 0.0, promise)
     engine.schedule(0.0)
     assert engine.relegated == 1, "taken to be 60 times as slow, one of three is too much"
     engine._token_s /= 60
     engine.schedule(1.0)
     assert not any(job.key[0] for _, job in engine._prompts)
+
+
+def test_nobody_of_the_highest_rank_is_given_up_before_its_own_deadline_is_past() -> None:
+    promise = Promise("soon", finish_s=100.0)
+    for now, given_up in ((5.0, 0), (100.0, 1)):
+        engine = Relieved(Early((0.01, 1.0)), Static(2048), FIT, tokens=2048)
+        engine.add(Request("0", 8000, 1), 0.0, promise)
+        engine.schedule(now)
+        assert engine.relegated == given_up
 
 
 def test_a_fifth_of_each_class_is_important_and_all_arms_are_judged_by_the_same_arrivals() -> None:

@@ -1,7 +1,7 @@
 """Sarathi's scheduler with `core.relief`: who waits is served by deadline, less who is given up.
 
 Who is given up is reckoned anew every `period_s`, and at once when the first in the line would be late. It
-may be taken back as long as it can be in time. A
+may be taken back as long as it can be in time; of the highest rank nobody is before that is past. A
 request is due at `keep` of its deadline, by rank: predictions err, and outputs, which are not known, take
 time after the prompt.
 """
@@ -75,7 +75,10 @@ class Relieved(Sarathi):
         given = {claim.id for claim in give_up(claims, now + begun_s)}
         hopeful = {claim.id for claim in claims} - given
         for job in jobs.values():
-            late = int(not job.computed and job.id not in hopeful)
+            waits = job.id in hopeful or (
+                job.priority == 0 and now + job.remaining * self._token_s <= job.due_s
+            )
+            late = int(not job.computed and not waits)
             self.relegated += late > job.key[0]
             job.key = (late, job.key[1], job.key[2])
         self._prompts = [(job.key, job) for job in jobs.values()]
