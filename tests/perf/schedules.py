@@ -20,7 +20,10 @@ BLOCKS = {1: (62, 120), 4: (20, 50), 16: (8, 30)}
 Case = dict[str, Any]
 Arrival = tuple[str, int, int, int, list[tuple[str, int]], str]
 """As `Request` has it: id, prompt, output, priority, shared parts and the name of the text after them."""
-PARTS = ([], [], [("a", 16)], [("a", 23)], [("a", 23), ("b", 9)], [("a", 23), ("c", 3)])
+PARTS: tuple[list[tuple[str, int]], ...] = (
+    *([], [], [("a", 16)], [("a", 23)]),
+    *([("a", 23), ("b", 9)], [("a", 23), ("c", 3)]),
+)
 
 
 def cases(rounds: int, seed: int, *, caching: bool = False) -> Iterator[Case]:
