@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tidegate.core.flowtypes import Ask, Dispatch, Ended, Endpoint, Model, ModelKey, Refused
 from tidegate.core.load import EngineReport
@@ -51,6 +51,15 @@ class Router(Protocol):
 
     def held(self, address: str) -> tuple[int, int]:
         """Requests and KV tokens in flight at an endpoint."""
+        ...
+
+
+@runtime_checkable
+class Recalls(Protocol):
+    """A router that takes back what it has sent."""
+
+    def recall(self, now: float) -> list[int]:
+        """Requests to abort where they run. Each is told as `finish`ed, and asks again at once."""
         ...
 
 
