@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tidegate.core.steptime import LLAMA3_8B_A100 as FIT
 from tidegate.sim.bound import bound, means
 from tidegate.sim.fleet import Fault, Fleet, Replica, Setting
+from tidegate.sim.fleet_arms.aborting import Aborting
 from tidegate.sim.fleet_arms.central import Central
 from tidegate.sim.fleet_arms.registry import ARMS, arm
 from tidegate.sim.headline import CLASSES, CONFIG, MODEL, Point, mean_computed, run_point
@@ -18,14 +19,17 @@ from tidegate.sim.types import EngineConfig
 from tidegate.sim.workload import Length, Stream, chat_lengths, poisson, summary_lengths
 
 NUMBERS = {
+    "aborting": "-512-400",
     "cap": "-2",
     "cooperating": "-1-2-1-4",
     "edf": "-64",
+    "growing": "-16-4",
     "holdback": "-20",
     "packing": "-1",
     "packing-cap": "-1-1",
     "release": "-60",
     "silos": "-1-1-1",
+    "steps": "-512-400",
     "tiers": "-1-0-1-1",
 }
 """What comes after a family's name for a fleet of three."""
@@ -95,8 +99,14 @@ class Watched:
         return sent
 
     def finish(self, request, now, *, whole=True):
-        self.busy[self.sent.pop(request)] -= 1
-        return self.router.finish(request, now, whole=whole)
+        if request in self.sent:
+            self.busy[self.sent.pop(request)] -= 1
+        else:
+            self.queued.remove(request)
+        ended = self.router.finish(request, now, whole=whole)
+        if request in getattr(self.router, "_grown", ()):
+            self.queued.add(request)  # a prefix has ended, the rest waits
+        return ended
 
     def held(self, address):
         assert self.router.held(address)[0] == self.busy[address]
@@ -110,6 +120,9 @@ class Watched:
 
     def report(self, *args):
         self.router.report(*args)
+
+    def recall(self, now):
+        return self.router.recall(now) if isinstance(self.router, Aborting) else []
 
 
 def watched(name, setting, seed):

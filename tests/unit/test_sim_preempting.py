@@ -8,7 +8,8 @@ import pytest
 from tidegate.core.flowtypes import Ask, Endpoint, Model
 from tidegate.core.load import EngineReport
 from tidegate.sim.fleet import Fault, Fleet
-from tidegate.sim.fleet_arms.aborting import Prompt, recalled
+from tidegate.sim.fleet_arms.aborting import Aborting, Prompt, recalled
+from tidegate.sim.fleet_arms.deadlines import edf
 from tidegate.sim.fleet_arms.growing import prefix, rest
 from tidegate.sim.fleet_arms.registry import arm
 from tidegate.sim.headline import CLASSES, MODEL, Point
@@ -126,6 +127,9 @@ class Spy:
         self._log.extend(("sent", d.ask.id, d.ask.prompt_tokens, d.address) for d in sent)
         return sent
 
+    def recall(self, now):
+        return self._router.recall(now) if isinstance(self._router, Aborting) else []
+
     def finish(self, request, now, *, whole=True):
         self._log.append(("ended", request, whole, ""))
         return self._router.finish(request, now, whole=whole)
@@ -176,8 +180,6 @@ def test_who_is_aborted_is_served_in_the_end():
 
 
 def test_an_engine_that_cannot_abort_is_named():
-    from tidegate.sim.fleet_arms.deadlines import edf
-
     made = replace(arm("aborting-512-400"), build=edf(2048).build)
     with pytest.raises(TypeError, match="cannot"):
         Fleet(SHORT.setting(), made, 1).run()

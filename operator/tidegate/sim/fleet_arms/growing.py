@@ -5,7 +5,6 @@ engine's prefix cache. So the router has its say after each: while somebody's pr
 rest waits.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -48,7 +47,8 @@ class Growing(Flow):
         super().__init__(Policy(pack=pack))
         self._chunk = chunk
         self._grown: dict[int, Grown] = {}
-        self._paused: OrderedDict[int, None] = OrderedDict()
+        # Who waits for its next prefix, since when.
+        self._paused: dict[int, float] = {}
         self._pending: Ask | None = None
 
     def dispatch(self, now: float) -> list[Dispatch]:
@@ -65,7 +65,7 @@ class Growing(Flow):
         if grown is None:
             return ended
         if whole and ended is Ended.DISPATCHED and grown.tokens < grown.whole.prompt_tokens:
-            self._paused[request] = None
+            self._paused[request] = now
             return ended
         del self._grown[request]
         self._paused.pop(request, None)
@@ -109,21 +109,26 @@ class Growing(Flow):
         turns: dict[ModelKey, Turn] = {}
         for request in list(self._paused):
             grown = self._grown[request]
-            model = grown.whole.model
+            model, line = grown.whole.model, self._lines.get(self._line_key(grown.whole))
+            if line is None:
+                continue  # its model is gone
             if model not in turns:
                 turns[model] = self._room.turn(model, now)
-            following = self._following(grown, turns[model], now)
+            waits = Waiting(grown.whole, self._paused[request])
+            gated = self._room.gated(grown.whole, now) and not self._starves(waits, now)
+            following = self._following(grown, turns[model], now, gated=gated)
             if following is not None:
                 del self._paused[request]
+                line.sent_s = now
                 self._grown[request] = replace(grown, tokens=following.prompt_tokens)
                 load = self._room.take(rest(following, grown.tokens), grown.address, now)
                 sent.append(Dispatch(following, grown.address, load.lane, 0.0))
         return sent
 
-    def _following(self, grown: Grown, turn: Turn, now: float) -> Ask | None:
-        """What to send of a request that was begun now; None: nothing. Off the front it is all the rest."""
-        room, gated = self._room, self._room.gated(grown.whole, now)
-        apart = gated and grown.address in turn.front
+    def _following(self, grown: Grown, turn: Turn, now: float, *, gated: bool) -> Ask | None:
+        """What to send now of a request that was begun; None: nothing. Off the front it is all the rest."""
+        room = self._room
+        apart = grown.address in turn.front
         following = prefix(grown.whole, grown.tokens, self._chunk) if apart else grown.whole
         more = rest(following, grown.tokens)
         here = (c for c in room.candidates(more, turn, now, gated=gated) if c.address == grown.address)
