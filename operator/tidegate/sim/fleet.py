@@ -140,6 +140,7 @@ class Fleet:
         self.setting, self.arm, self.seed = setting, arm, seed
         self.now = 0.0
         self.router = arm.router()
+        self._recalls = self.router if isinstance(self.router, Recalls) else None
         self._turn_s = 0.0
         # Whether the router has heard of something since it was last asked; of steps it hears nothing.
         self._told = False
@@ -311,8 +312,8 @@ class Fleet:
         self._told = False
         for ask, _ in self.router.expire(self.now):
             self._refuse(self._records[ask.id])
-        if isinstance(self.router, Recalls):
-            for number in self.router.recall(self.now):
+        if self._recalls is not None:
+            for number in self._recalls.recall(self.now):
                 self._recall(self._records[number])
         for sent in self.router.dispatch(self.now):
             record, site = self._records[sent.ask.id], self._sites[sent.address]
@@ -337,9 +338,10 @@ class Fleet:
     def _recall(self, record: Record) -> None:
         """Abort a request where it runs; what was computed of it is lost, and it asks again."""
         engine = self._sites[record.address].engine
+        computed = dict(engine.progress())[str(record.number)]
         if not isinstance(engine, Waitroom):
             raise TypeError(f"arm {self.arm.name} aborts requests, and its engines cannot")
-        self._thrown_away += dict(self._sites[record.address].engine.progress())[str(record.number)]
+        self._thrown_away += computed
         engine.abort(str(record.number))
         self.router.finish(record.number, self.now, whole=False)
         self._forget_parts(record)
