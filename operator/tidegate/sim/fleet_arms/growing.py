@@ -112,10 +112,12 @@ class Growing(Flow):
             model, line = grown.whole.model, self._lines.get(self._line_key(grown.whole))
             if line is None:
                 continue  # its model is gone
-            if model not in turns:
-                turns[model] = self._room.turn(model, now)
             waits = Waiting(grown.whole, self._paused[request])
             gated = self._room.gated(grown.whole, now) and not self._starves(waits, now)
+            if gated and self._prefills(grown.address, now):
+                continue
+            if model not in turns:
+                turns[model] = self._room.turn(model, now)
             following = self._following(grown, turns[model], now, gated=gated)
             if following is not None:
                 del self._paused[request]
@@ -124,6 +126,15 @@ class Growing(Flow):
                 load = self._room.take(rest(following, grown.tokens), grown.address, now)
                 sent.append(Dispatch(following, grown.address, load.lane, 0.0))
         return sent
+
+    def _prefills(self, address: str, now: float) -> bool:
+        """Whether it waits there for prefill anyway: mostly it is so, and this is cheap."""
+        load = self._room.loads.get(address)
+        if load is None:
+            return True  # it is gone
+        forecast = load.forecast
+        forecast.advance(now)
+        return self.policy.pack.late and forecast.backlog_s > self.policy.pack.ahead_s
 
     def _following(self, grown: Grown, turn: Turn, now: float, *, gated: bool) -> Ask | None:
         """What to send now of a request that was begun; None: nothing. Off the front it is all the rest."""
