@@ -88,7 +88,7 @@ class Growing(Flow):
         room, head = self._room, waits.ask
         found = room.candidates(head, turn, now, gated=gated)
         chosen = pick.choose(room.need(head, turn), (c for c in found if not c.front))
-        if not isinstance(chosen, NoRoom):
+        if not isinstance(chosen, NoRoom) or all(c.kept_clear for c in found if c.front):
             return waits, chosen
         first = prefix(head, 0, self._chunk)
         ahead = (c for c in room.candidates(first, turn, now, gated=gated) if c.front)
