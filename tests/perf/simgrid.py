@@ -26,6 +26,7 @@ OTHERS = (
     *("fifo", "priority", "shed", "probabilistic", "soft-reflective", "aimd"),
     *("holdback-10", "holdback-20", "holdback-30", "release-60", "release-50", "cap-4", "cap-16"),
     *("edf-256", "edf-2048", "edf-dynamic", "edf-clairvoyant", "qoserve", "ours-cooperating"),
+    *("growing-512", "growing-1024", "aborting-2552-400", "steps-512-400", "aborting-512-400"),
 )
 TIERS = {
     0.25: ("cooperating-2-8-0-0", "cooperating-2-4-1-8", "tiers-2-0-1-2"),

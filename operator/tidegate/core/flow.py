@@ -165,7 +165,7 @@ class Flow:
                 continue
             if turn is None:
                 turn = turns[model] = self._room.turn(model, now)
-            one, chosen = choice.choose(self._room, self._line(waits), waits, turn, now, gated=gated)
+            one, chosen = self._choose(waits, turn, now, gated=gated)
             if not isinstance(chosen, NoRoom):
                 done.append(self._send(one, chosen, now))
                 following = self._head(lines, now, whole_only=turn.passing)
@@ -353,6 +353,10 @@ class Flow:
         """Whether none of its class was sent for so long that it keeps out of nobody's way any more."""
         return now - max(waits.since, self._line(waits).sent_s) > _STARVES_S
 
+    def _choose(self, waits: Waiting, turn: Turn, now: float, *, gated: bool) -> tuple[Waiting, str | NoRoom]:
+        """Who of those near the head of a line goes, and where; see `core.choice`."""
+        return choice.choose(self._room, self._line(waits), waits, turn, now, gated=gated)
+
     def _send(self, one: Waiting, address: str, now: float) -> Dispatch:
         ask = one.ask
         key = self._where.pop(ask.id)
@@ -409,9 +413,9 @@ class Flow:
                     turns[model] = self._room.turn(model, now)
                 turn = replace(turns[model], keep={})
                 gated, pressing = self._room.gated(waits.ask, now), owed >= PRESSING
-                one, chosen = choice.choose(self._room, line, waits, turn, now, gated=gated)
+                one, chosen = self._choose(waits, turn, now, gated=gated)
                 if isinstance(chosen, NoRoom) and pressing:
-                    one, chosen = choice.choose(self._room, line, waits, turn, now, gated=False)
+                    one, chosen = self._choose(waits, turn, now, gated=False)
                 if isinstance(chosen, NoRoom):
                     # A stream may wait for a safe replica alone: others are not kept from lent ones.
                     if pressing and not (waits.ask.streamed and turn.apart):

@@ -68,6 +68,9 @@ class Account:
         self.served: set[str] = set()
         self.away: set[int] = set()
         """Taken back, and to come again."""
+        self.prompts: dict[int, int] = {}
+        self.parts: set[int] = set()
+        """Of what runs, prefixes of a prompt."""
 
     def expect(self, holds: bool, what: str) -> None:
         """Note what does not hold; the first few are told."""
@@ -98,6 +101,7 @@ class WatchedRouter:
         known = ask.id in self._account.queued or ask.id in self._account.sent
         self._account.expect(not known, f"request {ask.id} came twice")
         self._account.away.discard(ask.id)
+        self._account.prompts[ask.id] = ask.prompt_tokens
         refused = self._router.admit(ask, now)
         if refused is None:
             self._account.queued.add(ask.id)
@@ -111,6 +115,8 @@ class WatchedRouter:
             account.expect(number in account.queued, f"request {number} was sent though it did not wait")
             account.queued.discard(number)
             account.sent[number] = address
+            if each.ask.prompt_tokens < account.prompts[number]:
+                account.parts.add(number)
             account.busy[address] += 1
             full = self._bounded and account.busy[address] > account.slots[address]
             account.expect(not full, f"{address} was sent {account.busy[address]} requests at a time")
@@ -136,6 +142,10 @@ class WatchedRouter:
         address = self._account.sent.pop(request, None)
         self._account.expect(address is not None, f"request {request} ended and was not sent")
         self._account.busy[address or ""] -= 1
+        if request in self._account.parts:
+            self._account.parts.discard(request)
+            if whole:
+                self._account.queued.add(request)  # the rest of its prompt waits
         return self._router.finish(request, now, whole=whole)
 
     def next_turn(self) -> float | None:
@@ -225,7 +235,10 @@ class WatchedEngine:
             if event.finished:
                 known = self._lengths.pop(event.id, None) is not None and event.id in self._begun
                 self._account.expect(known, f"request {event.id} ended and was not there, or had not begun")
-                self._account.served.add(event.id)
+                if int(event.id) in self._account.parts:
+                    self._begun.discard(event.id)
+                else:
+                    self._account.served.add(event.id)
         return events
 
 
