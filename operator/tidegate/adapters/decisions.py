@@ -97,8 +97,19 @@ class ExpireCall:
     answer: Expiries
 
 
-Call = SetWorldCall | ReportCall | AdmitCall | DispatchCall | FinishCall | ExpireCall
-Answer = Refused | tuple[Dispatch, ...] | Ended | Expiries | None
+@dataclass(frozen=True, slots=True)
+class ServedCall:
+    """`Flow.served`, and whether the room was moved."""
+
+    call: Literal["served"] = field(default="served", kw_only=True)
+    now: float
+    request: int
+    address: str
+    answer: bool
+
+
+Call = SetWorldCall | ReportCall | AdmitCall | DispatchCall | FinishCall | ServedCall | ExpireCall
+Answer = Refused | tuple[Dispatch, ...] | Ended | Expiries | bool | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,7 @@ class Flow:
         self._paces: dict[tuple[ModelKey, str], Mean] = {}
         self._owed: dict[tuple[ModelKey, str], Owed] = {}
         self._crowds: dict[tuple[ModelKey, str], Crowd] = {}
+        self._narrowed: dict[int, Ask] = {}
 
     @property
     def models(self) -> Mapping[ModelKey, Model]:
@@ -115,9 +116,10 @@ class Flow:
         key = self._line_key(ask)
         line = self._lines.setdefault(key, Line())
         most, _ = self._bounds(ask.qos_class)
-        ready = any(True for _ in self._room.ready(ask.model))
+        ready = any(True for _ in self._room.open_to(ask))
         model = self._room.models.get(ask.model)
-        if not ready and not (model and model.startable):
+        # A gateway that names endpoints waits for no others.
+        if not ready and (ask.subset is not None or not (model and model.startable)):
             return self._refuse(503, Reason.NO_ENDPOINT, line, now, ask)
         tenant, weight = self._tenant(ask)
         if len(line) >= most or (tenant is not None and line.crowds(tenant, most)):
@@ -133,6 +135,8 @@ class Flow:
             self._owed.setdefault(key, Owed())
         self._where[ask.id] = key
         self.bytes += ask.size
+        if ask.subset is not None:
+            self._narrowed[ask.id] = ask
         return None
 
     def dispatch(self, now: float) -> list[Dispatch]:
@@ -200,6 +204,10 @@ class Flow:
         self._room.relegated.discard(request)
         return Ended.QUEUED
 
+    def served(self, request: int, address: str, now: float) -> bool:
+        """Another endpoint than it was sent to serves a request, and has its room; False: none of ours."""
+        return self._room.move(request, address, now)
+
     def expire(self, now: float) -> list[tuple[Ask, Refused]]:
         """Refuse what has waited as long as its class allows, or has nothing left to wait for."""
         gone: list[tuple[Ask, Refused]] = []
@@ -213,11 +221,17 @@ class Flow:
                     break
                 served = any(True for _ in self._room.ready(key[0]))
                 why = (429, Reason.WAITED_TOO_LONG) if served else (503, Reason.NO_ENDPOINT)
-                gone.append((ask, self._refuse(*why, line, now, ask)))
-                del self._where[ask.id]
-                self._drop(key, ask.id)
-                self._room.relegated.discard(ask.id)
+                gone.append((ask, self._expel(ask, key, *why, now)))
+        shut = [a for a in self._narrowed.values() if not any(True for _ in self._room.open_to(a))]
+        gone += [(a, self._expel(a, self._where[a.id], 503, Reason.NO_ENDPOINT, now)) for a in shut]
         return gone
+
+    def _expel(self, ask: Ask, key: tuple[ModelKey, str], status: int, reason: Reason, now: float) -> Refused:
+        refused = self._refuse(status, reason, self._lines[key], now, ask)
+        del self._where[ask.id]
+        self._drop(key, ask.id)
+        self._room.relegated.discard(ask.id)
+        return refused
 
     def next_expiry(self) -> float | None:
         """When `expire` has something to do next, if nothing else happens."""
@@ -381,6 +395,7 @@ class Flow:
         address = pick.choose(room.need(shortest, turn), ahead)
         if isinstance(address, NoRoom):
             return near[0], address
+        near = [one for one in near if room.allows(one.ask, address)]
         soon = bisect.bisect_left(near, True, key=lambda one: not room.soon_done(one.ask, address, turn, now))
         return near[max(0, soon - 1)], address
 
@@ -392,10 +407,12 @@ class Flow:
         line.drained.add(now)
         line.sent_s = now
         line.charge(one.tenant, PROMPT_WEIGHT * ask.prompt_tokens + OUTPUT_WEIGHT * ask.output_tokens)
+        most = self.policy.fallbacks
+        others = self._room.fallbacks(ask, address, most, now) if most else ()
         load = self._room.take(ask, address, now)
         if self._owed:
             self._room.running[ask.id].shared = self._share(key, self._gpu_s(ask), now)
-        return Dispatch(ask, address, load.lane, now - one.since)
+        return Dispatch(ask, address, load.lane, now - one.since, others)
 
     def _learn(self, running: Running, now: float, *, whole: bool) -> None:
         """What a request that ends tells: how long such ones take, and what it did not use.
@@ -418,6 +435,7 @@ class Flow:
     def _drop(self, key: tuple[ModelKey, str], request: int) -> Waiting:
         line = self._lines[key]
         dropped = line.pop(request)
+        self._narrowed.pop(request, None)
         self.bytes -= dropped.ask.size
         if not line and key in self._owed:
             self._owed[key].rest()
@@ -495,6 +513,7 @@ class Flow:
             Reason.QUEUE_FULL: f"{waiting} of {most} {ask.qos_class} requests wait for {name}{whose}",
             Reason.WAITED_TOO_LONG: f"no room at {name} for class {ask.qos_class} within {wait:g} s",
             Reason.MEMORY_FULL: f"the queue holds {self.bytes} bytes of {self.policy.max_bytes} allowed",
-            Reason.NO_ENDPOINT: f"no replica of {name} is ready",
+            Reason.NO_ENDPOINT: f"no replica of {name} is ready"
+            + ("" if ask.subset is None else " among the endpoints that the gateway names"),
         }[reason]
         return Refused(status, reason, f"{text}; try again in {after} s", after)

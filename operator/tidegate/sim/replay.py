@@ -19,6 +19,7 @@ from tidegate.adapters.decisions import (
     ExpireCall,
     FinishCall,
     ReportCall,
+    ServedCall,
     SetWorldCall,
     decode,
     decode_header,
@@ -163,6 +164,8 @@ def _tell(flow: Flow, call: Call) -> Answer:
             return tuple(flow.dispatch(call.now))
         case FinishCall():
             return flow.finish(call.request, call.now, whole=call.whole)
+        case ServedCall():
+            return flow.served(call.request, call.address, call.now)
         case ExpireCall():
             return tuple(flow.expire(call.now))
     return None
