@@ -15,11 +15,14 @@ from tidegate.conformance.rules import Level, all_rules, select
 from tidegate.conformance.run import Result, Verdict, run
 from tidegate.conformance.wire import BodyMode
 
+TIME_S = 3.0
+"""As long as those that are silent make a test; much longer than any answer takes on a busy machine."""
+
 
 async def broken(fault: str, *rules: str, mode: BodyMode = BodyMode.FULL_DUPLEX, **more) -> list[Result]:
     """The rules that a picker with this fault does not keep, of those that are asked for."""
     unhealthy = more.pop("unhealthy", ())
-    target = Target("m", endpoints=POOL, mode=mode, timeout_s=1.0, overload=100, **more)
+    target = Target("m", endpoints=POOL, mode=mode, timeout_s=TIME_S, overload=100, **more)
     async with serving(SmallPicker(fault), unhealthy=unhealthy) as address:
         results = await run(address, target, select(rules), health=address)
     return [r for r in results if r.verdict is not Verdict.KEPT]

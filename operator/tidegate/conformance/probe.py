@@ -1,5 +1,6 @@
 """What the checks are given: the picker, and requests that it should be able to serve."""
 
+import contextlib
 import ipaddress
 import json
 from collections.abc import Mapping, Sequence
@@ -8,12 +9,14 @@ from typing import Any, Final
 
 import grpc
 
-from tidegate.conformance.answer import Answer
+from tidegate.conformance.answer import Answer, bad_endpoint
 from tidegate.conformance.rules import BrokenError, NotRunError
 from tidegate.conformance.wire import SUBSET_KEY, SUBSET_NAMESPACE, BodyMode, Picker, Request
 
 NOWHERE: Final = ("192.0.2.1:1", "[2001:db8::1]:1")
 """Addresses for documentation (RFC 5737 and 3849): no endpoint of any pool."""
+
+_LOOKED_AT: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +109,19 @@ class Probe:
         return answer
 
     async def known(self) -> list[str]:
-        """Endpoints that can be chosen: as given, else those that a few requests were sent to.
+        """Endpoints that can be chosen: as given, else those that some requests at once were sent to.
 
         Raises:
             NotRunError: None is known, because the picker names none.
         """
         if self.target.endpoints:
             return list(self.target.endpoints)
-        for _ in range(4 - len(self._known)):
-            answer = await self.ask(self.request())
-            self._known += [e for e in answer.endpoints[:1] if e and e not in self._known]
+        if not self._known:
+            async with contextlib.AsyncExitStack() as stack:
+                for _ in range(_LOOKED_AT):  # held open, so that who looks at the load takes others, too
+                    stream = await stack.enter_async_context(self.picker.stream())
+                    found = (await stream.ask(self.request())).endpoints
+                    self._known += [e for e in found if not bad_endpoint(e) and e not in self._known]
         if not self._known:
             raise NotRunError("the picker names no endpoint, and no --endpoint is given")
         return list(self._known)

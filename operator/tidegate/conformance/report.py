@@ -54,10 +54,3 @@ def as_object(address: str, results: Sequence[Result]) -> dict[str, Any]:
 def describe(rule: Rule) -> dict[str, str]:
     """A rule for programs."""
     return {"id": rule.id, "level": rule.level.value, "text": rule.text, "source": rule.source}
-
-
-def catalogue(rules: Sequence[Rule]) -> str:
-    """The reference page's table of rules."""
-    rows = ["| rule | level | what must hold | from |", "|---|---|---|---|"]
-    rows += [f"| `{r.id}` | {r.level} | {r.text} | {r.source} |" for r in rules]
-    return "\n".join(rows)

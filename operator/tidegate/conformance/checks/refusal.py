@@ -2,10 +2,15 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
+from typing import Final
 
 from tidegate.conformance.answer import Answer
 from tidegate.conformance.probe import Probe
 from tidegate.conformance.rules import BrokenError, Level, NotRunError, rule
+
+_PATIENCE: Final = 0.9
+"""Of the time limit: what waits for its turn is let go before its own time is over."""
 
 
 @rule("refusal.shed", Level.MUST)
@@ -33,13 +38,24 @@ async def _overload(probe: Probe) -> list[Answer]:
         raise NotRunError("say by --overload how many requests at once the picker cannot take")
     async with contextlib.AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(probe.picker.stream()) for _ in range(most)]
-        asked = [asyncio.ensure_future(s.ask(probe.request())) for s in streams]
-        done, waiting = await asyncio.wait(asked, timeout=probe.target.timeout_s / 2)
+        waiting = {asyncio.ensure_future(s.ask(probe.request())) for s in streams}
+        refused = await _first_refused(waiting, probe.target.timeout_s * _PATIENCE)
         for one in waiting:
             one.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        answers = [one.result() for one in done]
-    refused = [a for a in answers if a.immediate is not None or a.problem]
     if not refused:
         raise NotRunError(f"{most} requests at once were all taken; give a larger --overload")
     return refused
+
+
+async def _first_refused(asked: Iterable[asyncio.Future[Answer]], patience_s: float) -> list[Answer]:
+    """The first that are refused; those that wait for their turn say nothing."""
+    clock, waiting = asyncio.get_running_loop().time, set(asked)
+    until = clock() + patience_s
+    while waiting and clock() < until:
+        done, waiting = await asyncio.wait(
+            waiting, timeout=until - clock(), return_when=asyncio.FIRST_COMPLETED
+        )
+        if refused := [a for a in (d.result() for d in done) if a.immediate is not None or a.problem]:
+            return refused
+    return []
