@@ -18,6 +18,7 @@ from tidegate.adapters.decisions import (
     DispatchCall,
     ExpireCall,
     FinishCall,
+    RecallCall,
     ReportCall,
     ServedCall,
     SetWorldCall,
@@ -60,7 +61,7 @@ class Replayed:
     """What came of a log.
 
     `calls` were replayed, and the answer of each compared. `decisions` counts what the live queue
-    decided in them: requests admitted, refused, dispatched, expired, ended. A round in which nobody
+    decided in them: requests admitted, refused, dispatched, expired, recalled, ended. A round in which nobody
     went is compared as well, but not counted. `cut` is the number of an unfinished last line.
     """
 
@@ -94,7 +95,7 @@ def replay(lines: Iterable[bytes]) -> Replayed:
     """
     reading = _Reading(lines)
     flow = Flow(reading.policy)
-    decisions: Counter[str] = Counter(admitted=0, refused=0, dispatched=0, expired=0, ended=0)
+    decisions: Counter[str] = Counter(admitted=0, refused=0, dispatched=0, expired=0, recalled=0, ended=0)
     calls = different = 0
     kept: list[Difference] = []
     for line, call in reading:
@@ -160,15 +161,23 @@ def _tell(flow: Flow, call: Call) -> Answer:
             flow.report(call.address, call.report, call.own_before, call.own_tokens_before)
         case AdmitCall():
             return flow.admit(call.ask, call.now)
-        case DispatchCall():
-            return tuple(flow.dispatch(call.now))
         case FinishCall():
             return flow.finish(call.request, call.now, whole=call.whole)
         case ServedCall():
             return flow.served(call.request, call.address, call.now)
+        case _:
+            return _list(flow, call)
+    return None
+
+
+def _list(flow: Flow, call: DispatchCall | ExpireCall | RecallCall) -> Answer:
+    match call:
+        case DispatchCall():
+            return tuple(flow.dispatch(call.now))
         case ExpireCall():
             return tuple(flow.expire(call.now))
-    return None
+        case RecallCall():
+            return tuple(flow.recall(call.now))
 
 
 def _decided(call: Call) -> dict[str, int]:
@@ -180,6 +189,8 @@ def _decided(call: Call) -> dict[str, int]:
             return {"dispatched": len(sent)}
         case ExpireCall(answer=gone):
             return {"expired": len(gone)}
+        case RecallCall(answer=taken):
+            return {"recalled": len(taken)}
         case FinishCall(answer=ended) if ended is not None:
             return {"ended": 1}
     return {}
