@@ -123,18 +123,30 @@ def test_a_stream_that_may_go_to_lent_replicas_alone_goes_there() -> None:
     assert where(flow.dispatch(0.0)) == {stream.id: "b:1"}
 
 
-def test_a_patient_one_does_not_take_another_s_endpoint_on_the_front() -> None:
-    flow = flow_of(place("a:1", slots=40), place("b:1", slots=40), front=True, clear=False)
-    for _ in range(20):
-        assert flow.admit(ask(qos="high", narrowed=False), 0.0) is None
-    flow.dispatch(0.0)
-    head, long = ask("a:1"), ask("b:1", prompt_tokens=120)
-    for one in (head, long):
-        assert flow.admit(one, 0.0) is None
+def test_a_short_prompt_that_is_let_past_goes_only_where_it_may() -> None:
+    """Of the prompts near the head the longest that is soon done goes to the front: not to any of it."""
+    flow = flow_of(
+        place("a:1", lane="high", slots=40),
+        place("b:1", lane="high", slots=40),
+        place("c:1", slots=1),
+        front=True,
+        clear=False,
+    )
+    assert flow.admit(ask("c:1"), 0.0) is None
+    assert list(where(flow.dispatch(0.0)).values()) == ["c:1"]
+    for _ in range(4):
+        assert flow.admit(ask(qos="high", narrowed=False, prompt_tokens=4000), 1.0) is None
+    flow.dispatch(1.0)
+    front = {e["address"] for e in flow.snapshot(1.0)["endpoints"] if e["front"]}
+    assert front == {"a:1", "b:1"}
+    shorter = ask("a:1", "c:1", output_tokens=1)
+    longer = ask("b:1", "c:1", output_tokens=1, prompt_tokens=200)
+    for one in (longer, shorter):
+        assert flow.admit(one, 3.0) is None
     sent: dict[int, str] = {}
-    for second in range(1, 20):
-        sent |= where(flow.dispatch(float(second)))
-    assert sent == {head.id: "a:1", long.id: "b:1"}
+    for tick in range(30, 70):
+        sent |= where(flow.dispatch(tick / 10))
+    assert sent == {shorter.id: "a:1", longer.id: "b:1"}
 
 
 # ── fallbacks ───────────────────────────────────────────────────────────────────────────────────
