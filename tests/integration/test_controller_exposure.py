@@ -53,7 +53,7 @@ async def uninstall(kube: Kube) -> None:
         await kube.delete(k.CRD, one["metadata"]["name"])
 
     async def gone() -> bool:
-        return not any(await served(kube, kind) for kind in KINDS)
+        return not any([await served(kube, kind) for kind in KINDS])
 
     await eventually(gone, within_s=_SEEN_S)
 
