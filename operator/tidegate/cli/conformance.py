@@ -32,9 +32,11 @@ def _group() -> None:
 @app.command("epp")
 def epp(
     address: Annotated[
-        str, typer.Argument(metavar="HOST:PORT", help="Where the picker serves ext_proc.")
-    ] = "",
-    model: Annotated[str, typer.Option(help="Name of a model that it serves.")] = "",
+        str | None, typer.Argument(metavar="HOST:PORT", help="Where the picker serves ext_proc.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name of a model that it serves; required but for --list.")
+    ] = None,
     path: Annotated[
         str, typer.Option(help="Path of an inference request for the model.")
     ] = "/v1/chat/completions",

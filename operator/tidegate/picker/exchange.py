@@ -29,7 +29,9 @@ SUBSET_KEY: Final = "x-gateway-destination-endpoint-subset"
 DESTINATION_NAMESPACE: Final = "envoy.lb"
 SERVED_KEY: Final = "x-gateway-destination-endpoint-served"
 
-_MODE: Final = processing_mode_pb2.ProcessingMode
+_BUFFERED: Final = processing_mode_pb2.ProcessingMode.BUFFERED
+_SHOWN: Final = (processing_mode_pb2.ProcessingMode.STREAMED, _BUFFERED)
+"""Modes in which a body is shown, and goes on as it is unless the reply changes it."""
 _OVERWRITE: Final = base_pb2.HeaderValueOption.HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
 
 
@@ -74,7 +76,7 @@ class Exchange:
         self.elsewhere = ""
         """The fallback that serves it, as the gateway says; empty where it is the first, or not told."""
         self._named: tuple[str, ...] = ()
-        self._buffered = self._echoes = False
+        self._buffered = self._shown = False
         self._max_body = max_body
         self._chunks: list[bytes] = []
         self._headers_only = False
@@ -206,17 +208,19 @@ class Exchange:
         for header in message.headers.headers:
             value = header.raw_value.decode("latin-1") if header.raw_value else header.value
             self.headers.setdefault(header.key.lower(), value)
-        self.subset = _subset(first)
+        if first.HasField("metadata_context"):
+            self.subset = _subset(first)
         self.way = route(self.headers.get(":method", ""), self.headers.get(":path", ""))
         self._headers_only = message.end_of_stream
         self.phase = Phase.HELD if message.end_of_stream else Phase.BODY
         length = self.headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._max_body:
             return self._too_large()
-        modes = first.protocol_config
         # An Envoy that does not say how it sends bodies is taken to be in full duplex.
-        self._echoes = modes.response_body_mode not in (_MODE.STREAMED, _MODE.BUFFERED)
-        self._buffered = modes.request_body_mode == _MODE.BUFFERED and not self._headers_only
+        if first.HasField("protocol_config"):
+            modes = first.protocol_config
+            self._shown = modes.response_body_mode in _SHOWN
+            self._buffered = modes.request_body_mode == _BUFFERED and not self._headers_only
         return [pb.ProcessingResponse(request_headers=pb.HeadersResponse())] if self._buffered else []
 
     def _request_body(self, message: pb.HttpBody) -> list[pb.ProcessingResponse]:
@@ -234,15 +238,16 @@ class Exchange:
         for header in message.headers.headers:
             if header.key == ":status":
                 self.status = int(header.raw_value or header.value)
-        served = _text(first, DESTINATION_NAMESPACE, SERVED_KEY)
-        self.elsewhere = served if served in self._named[1:] else ""
+        if len(self._named) > 1:
+            served = _text(first, DESTINATION_NAMESPACE, SERVED_KEY)
+            self.elsewhere = served if served in self._named[1:] else ""
         self.phase = Phase.DONE if message.end_of_stream else Phase.RESPONDING
         return [pb.ProcessingResponse(response_headers=pb.HeadersResponse())]
 
     def _response_body(self, message: pb.HttpBody) -> list[pb.ProcessingResponse]:
         if message.end_of_stream:
             self.phase = Phase.DONE
-        if not self._echoes:
+        if self._shown:
             return [pb.ProcessingResponse(response_body=pb.BodyResponse())]
         replies = []
         for piece, last in _pieces(message.body):
