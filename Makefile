@@ -37,7 +37,7 @@ demo: setup ## The main job, end to end, on this machine (ARGS="--keep" leaves i
 	@$(BIN)/tidegate demo $(ARGS)
 
 .PHONY: test
-test: lint verify test-unit test-property test-integration test-e2e ## Everything, the fast ones first
+test: lint verify test-unit test-property test-conformance test-integration test-e2e ## Everything, the fast ones first
 
 .PHONY: test-unit
 test-unit: setup ## Tables, no I/O
@@ -46,6 +46,10 @@ test-unit: setup ## Tables, no I/O
 .PHONY: test-property
 test-property: setup ## Invariants, by hypothesis
 	@$(PYTEST) -q tests/property $(ARGS)
+
+.PHONY: test-conformance
+test-conformance: setup ## The Endpoint Picker suite, against our picker and against broken ones
+	@$(PYTEST) -q tests/conformance $(ARGS)
 
 .PHONY: test-integration
 test-integration: binaries ## Each part against a real API server, scheduler, Envoy

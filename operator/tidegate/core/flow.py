@@ -67,6 +67,7 @@ class Flow:
         self._deadlines = Deadlines(self._room)
         self._floors = Floors(self._room, self._lines)
         self._crowds: dict[LineKey, Crowd] = {}
+        self._narrowed: dict[int, Ask] = {}
 
     @property
     def models(self) -> Mapping[ModelKey, Model]:
@@ -114,7 +115,9 @@ class Flow:
             line = self._lines[key] = Line()
         most, _ = self._bounds(ask.qos_class)
         model = self._room.models.get(ask.model)
-        if not self._room.ready(ask.model) and not (model and model.startable):
+        # A gateway that names endpoints waits for no others.
+        startable = model is not None and model.startable and ask.subset is None
+        if not startable and not self._room.open_to(ask):
             return self._refuse(503, Reason.NO_ENDPOINT, line, now, ask)
         tenant, weight = self._tenant(ask)
         if len(line) >= most or (tenant is not None and line.crowds(tenant, most)):
@@ -130,6 +133,8 @@ class Flow:
         self._floors.watch(key)
         self._where[ask.id] = key
         self.bytes += ask.size
+        if ask.subset is not None:
+            self._narrowed[ask.id] = ask
         return None
 
     def dispatch(self, now: float) -> list[Dispatch]:
@@ -197,6 +202,10 @@ class Flow:
         self._room.relegated.discard(request)
         return Ended.QUEUED
 
+    def served(self, request: int, address: str, now: float) -> bool:
+        """Another endpoint than it was sent to serves a request, and has its room; False: none of ours."""
+        return self._room.move(request, address, now)
+
     def expire(self, now: float) -> list[tuple[Ask, Refused]]:
         """Refuse what has waited as long as its class allows, or has nothing left to wait for."""
         gone: list[tuple[Ask, Refused]] = []
@@ -210,11 +219,17 @@ class Flow:
                     break
                 served = self._room.ready(key[0])
                 why = (429, Reason.WAITED_TOO_LONG) if served else (503, Reason.NO_ENDPOINT)
-                gone.append((ask, self._refuse(*why, line, now, ask)))
-                del self._where[ask.id]
-                self._drop(key, ask.id)
-                self._room.relegated.discard(ask.id)
+                gone.append((ask, self._expel(ask, key, *why, now)))
+        shut = [a for a in self._narrowed.values() if not self._room.open_to(a)]
+        gone += [(a, self._expel(a, self._where[a.id], 503, Reason.NO_ENDPOINT, now)) for a in shut]
         return gone
+
+    def _expel(self, ask: Ask, key: LineKey, status: int, reason: Reason, now: float) -> Refused:
+        refused = self._refuse(status, reason, self._lines[key], now, ask)
+        del self._where[ask.id]
+        self._drop(key, ask.id)
+        self._room.relegated.discard(ask.id)
+        return refused
 
     def recall(self, now: float) -> list[tuple[Ask, str]]:
         """Patient requests to abort now and where they run; see `core.recall`. Each is named once.
@@ -365,10 +380,12 @@ class Flow:
         line.drained.add(now)
         line.sent_s = now
         line.charge(one.tenant, PROMPT_WEIGHT * ask.prompt_tokens + OUTPUT_WEIGHT * ask.output_tokens)
+        most = self.policy.fallbacks
+        others = self._room.fallbacks(ask, address, most, now) if most else ()
         load = self._room.take(ask, address, now)
         if self._floors:
             self._room.running[ask.id].shared = self._floors.sent(key, ask, now)
-        return Dispatch(ask, address, load.lane, now - one.since)
+        return Dispatch(ask, address, load.lane, now - one.since, others)
 
     def _learn(self, running: Running, now: float, *, whole: bool) -> None:
         """What a request that ends tells: how long such ones take, and what it did not use.
@@ -389,6 +406,7 @@ class Flow:
     def _drop(self, key: LineKey, request: int) -> Waiting:
         line = self._lines[key]
         dropped = line.pop(request)
+        self._narrowed.pop(request, None)
         self.bytes -= dropped.ask.size
         if not line:
             self._floors.rest(key)
@@ -437,6 +455,7 @@ class Flow:
             Reason.QUEUE_FULL: f"{waiting} of {most} {ask.qos_class} requests wait for {name}{whose}",
             Reason.WAITED_TOO_LONG: f"no room at {name} for class {ask.qos_class} within {wait:g} s",
             Reason.MEMORY_FULL: f"the queue holds {self.bytes} bytes of {self.policy.max_bytes} allowed",
-            Reason.NO_ENDPOINT: f"no replica of {name} is ready",
+            Reason.NO_ENDPOINT: f"no replica of {name} is ready"
+            + ("" if ask.subset is None else " among the endpoints that the gateway names"),
         }[reason]
         return Refused(status, reason, f"{text}; try again in {after} s", after)

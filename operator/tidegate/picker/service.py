@@ -133,6 +133,8 @@ class Service:
             if message is None:
                 return
             await _write_all(write, exchange.feed(message))
+            if exchange.elsewhere:
+                self.desk.served(request.number, exchange.elsewhere)
 
     def _end(self, request: _Request) -> None:
         """Give everything back. Runs once, whatever ended the exchange."""
@@ -207,6 +209,7 @@ class Service:
             streamed=body.streamed,
             tenant=classify.tenant(qos, request.caller.user, model, exchange.headers),
             recallable=self._comes_again(exchange, streamed=body.streamed),
+            subset=exchange.subset,
         )
         verdict = await self._wait(request, ask, read)
         if verdict is None:
@@ -317,7 +320,8 @@ class Service:
                 headers[_BINARY_HEADER] = str(length)
         # The token is the caller's key to the cluster; no engine needs it.
         drop = () if self.settings.trust_class_header else ("authorization",)
-        await _write_all(write, exchange.send(to.address, headers=headers, drop=drop, body=body))
+        named = (to.address, *to.fallbacks)
+        await _write_all(write, exchange.send(*named, headers=headers, drop=drop, body=body))
 
     async def _next(self, request: _Request, read: Read) -> pb.ProcessingRequest | None:
         pending, request.pending = request.pending, None
