@@ -11,6 +11,8 @@ _LEAST_TOKENS: Final = 32
 """Fewer generated tokens between two reports tell nothing of the pace."""
 _WEIGHT: Final = 0.3
 """Of one more report, once there were a few; the first ones weigh more, since nothing is known before."""
+_AGE_S: Final = 1.0
+"""A report that is so old weighs half: what it corrects shows as much later, and would be corrected twice."""
 _RATIO: Final = 8.0
 """What one report may say at most: an engine that hung, or a counter that jumped, is not believed."""
 _SPEEDS: Final = (0.02, 50.0)
@@ -58,7 +60,7 @@ class Pace:
             # By the speed that was believed then: what was corrected since is not corrected again.
             fresh = believed * min(max(seen / own, 1 / _RATIO), _RATIO)
             self._reports += 1
-            weight = max(_WEIGHT, 1 / self._reports)
+            weight = max(_WEIGHT, 1 / self._reports) / (1 + (now - at) / _AGE_S)
             pace = self.speed ** (1 - weight) * fresh**weight
             self.speed = min(max(pace, _SPEEDS[0]), _SPEEDS[1])
         # A count that began again, stands still or holds others' tokens is only begun from. After
