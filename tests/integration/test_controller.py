@@ -335,10 +335,10 @@ async def test_a_name_that_an_older_model_has_is_told_until_it_is_free(stage: St
 
 async def test_what_is_not_enforced_is_said(stage: Stage) -> None:
     await stage.standard()
-    await stage.model(exposure={"parentRefs": [{"name": "gateway"}]})
+    await stage.model(profileRef={"name": "fitted"})
 
     async def told() -> bool:
         found = await stage.condition(k.MODEL_DEPLOYMENT, "llama", "NotEnforced")
-        return "spec.exposure" in found["message"]
+        return "spec.profileRef" in found["message"]
 
     await eventually(told)

@@ -99,6 +99,17 @@ class ExpireCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedCall:
+    """`Flow.served`, and whether the room was moved."""
+
+    call: Literal["served"] = field(default="served", kw_only=True)
+    now: float
+    request: int
+    address: str
+    answer: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RecallCall:
     """`Flow.recall`, and what was to be aborted where, in order."""
 
@@ -107,8 +118,10 @@ class RecallCall:
     answer: Recalls
 
 
-Call = SetWorldCall | ReportCall | AdmitCall | DispatchCall | FinishCall | ExpireCall | RecallCall
-Answer = Refused | tuple[Dispatch, ...] | Ended | Expiries | Recalls | None
+Call = (
+    SetWorldCall | ReportCall | AdmitCall | DispatchCall | FinishCall | ServedCall | ExpireCall | RecallCall
+)
+Answer = Refused | tuple[Dispatch, ...] | Ended | Expiries | Recalls | bool | None
 
 
 @dataclass(frozen=True, slots=True)

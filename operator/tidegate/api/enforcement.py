@@ -26,7 +26,6 @@ NOT_YET: Final[dict[type[KubeObject], tuple[str, ...]]] = {
         "spec.classes[].objectives.timePerOutputToken",
         "spec.classes[].objectives.attainmentPercent",
         "spec.classes[].objectives.window",
-        "spec.exposure",
     ),
 }
 

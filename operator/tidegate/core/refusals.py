@@ -49,10 +49,11 @@ def refused(status: int, reason: Reason, ask: Ask, at: Standing) -> Refused:
     name = f"{ask.model[0]}/{ask.model[1]}"
     whose = f", {at.own} of them this tenant's" if at.own is not None else ""
     coming = f", one is expected in {after} s" if expected is not None else ""
+    among = " among the endpoints that the gateway names" if ask.subset is not None else ""
     text = {
         Reason.QUEUE_FULL: f"{at.waiting} of {at.most} {ask.qos_class} requests wait for {name}{whose}",
         Reason.WAITED_TOO_LONG: f"no room at {name} for class {ask.qos_class} within {at.wait_s:g} s",
         Reason.MEMORY_FULL: f"the queue holds {at.held_bytes} bytes of {at.most_bytes} allowed",
-        Reason.NO_ENDPOINT: f"no replica of {name} is ready{coming}",
+        Reason.NO_ENDPOINT: f"no replica of {name} is ready{among}{coming}",
     }[reason]
     return Refused(status, reason, f"{text}; try again in {after} s", after)

@@ -1,17 +1,24 @@
 """One request's ext_proc exchange with Envoy, without I/O: feed a message, get messages to write.
 
-Bodies come and go FULL_DUPLEX_STREAMED. Nothing is answered before the whole request is here and
-has its endpoint; then the replies go out in the order that Envoy wants: headers, body chunks,
+Request bodies come and go FULL_DUPLEX_STREAMED: nothing is answered before the whole request is here
+and has its endpoint; then the replies go out in the order that Envoy wants: headers, body chunks,
 trailers. Of a gRPC stream the first message is enough: what comes later follows it, message by message.
+Where Envoy says that it buffers them, headers are answered at once and the body's reply has the
+endpoint. Response bodies are passed on as they come, where a gateway sends them at all.
+
+The protocol between gateway and picker is the Endpoint Picker Protocol, proposal 004 of
+https://github.com/kubernetes-sigs/gateway-api-inference-extension.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum, auto
 from typing import Final
 
 from envoy.config.core.v3 import base_pb2
+from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
+from tidegate.core import subset
 from tidegate.picker.errors import OPENAI, GrpcStatus, RefusedError
 from tidegate.picker.kservegrpc import Frames, Rewrite, frame, too_large
 from tidegate.picker.protocols import Route, route
@@ -21,7 +28,15 @@ CHUNK_BYTES: Final = 62_000
 """Envoy resets the stream on body chunks of 64 KiB and more."""
 DEFAULT_MAX_BODY: Final = 16 << 20
 REQUEST_ID: Final = "x-request-id"
+ENDPOINT_HEADER: Final = "x-tidegate-endpoint"
+SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
+SUBSET_KEY: Final = "x-gateway-destination-endpoint-subset"
+DESTINATION_NAMESPACE: Final = "envoy.lb"
+SERVED_KEY: Final = "x-gateway-destination-endpoint-served"
 
+_BUFFERED: Final = processing_mode_pb2.ProcessingMode.BUFFERED
+_SHOWN: Final = (processing_mode_pb2.ProcessingMode.STREAMED, _BUFFERED)
+"""Modes in which a body is shown, and goes on as it is unless the reply changes it."""
 _OVERWRITE: Final = base_pb2.HeaderValueOption.HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
 
 
@@ -73,6 +88,12 @@ class Exchange:
         """Headers of the response: what the client is told of its request."""
         self.messages: list[bytes] = []
         """Of a gRPC request: those that are whole and were not sent yet."""
+        self.subset: subset.Subset | None = None
+        """Where alone the gateway lets it go; None where it says nothing."""
+        self.elsewhere = ""
+        """The fallback that serves it, as the gateway says; empty where it is the first, or not told."""
+        self._named: tuple[str, ...] = ()
+        self._buffered = self._shown = False
         self._max_body = max_body
         self._frames = Frames(max_body)
         self._rewrite: Rewrite = bytes
@@ -104,14 +125,28 @@ class Exchange:
             self._chunks = [b"".join(self._chunks)]
         return self._chunks[0] if self._chunks else b""
 
-    def feed(self, message: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:  # noqa: PLR0911 -- a table
+    def feed(self, message: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
         """Take Envoy's next message; returns what to write. Raises ProtocolError, BrokenStreamError."""
-        kind = message.WhichOneof("request")
+        kind = str(message.WhichOneof("request"))
         if self.phase is Phase.DONE:
             return []  # what was on its way when we answered
+        replies = self._feed_request(kind, message)
+        if replies is None:
+            replies = self._feed_response(kind, message)
+        if replies is None:
+            raise ProtocolError(
+                f"ext_proc message {kind} in phase {self.phase.name}: the filter must send headers and"
+                " trailers, with request_body_mode FULL_DUPLEX_STREAMED or BUFFERED, and response_body_mode"
+                " NONE, STREAMED or FULL_DUPLEX_STREAMED"
+            )
+        return replies
+
+    def _feed_request(  # noqa: PLR0911 -- a table
+        self, kind: str, message: pb.ProcessingRequest
+    ) -> list[pb.ProcessingResponse] | None:
         match kind, self.phase:
             case "request_headers", Phase.HEADERS:
-                return self._request_headers(message.request_headers)
+                return self._request_headers(message)
             case "request_body", Phase.BODY:
                 return self._request_body(message.request_body)
             case "request_body", Phase.HELD if self._open:
@@ -120,21 +155,25 @@ class Exchange:
                 return self._pass_on(message.request_body)
             case "request_trailers", _ if self._open and self.phase is not Phase.HEADERS:
                 return self._request_trailers()
+            case "request_trailers", Phase.SENT if self._buffered:
+                return [pb.ProcessingResponse(request_trailers=pb.TrailersResponse())]
+        return None
+
+    def _feed_response(self, kind: str, message: pb.ProcessingRequest) -> list[pb.ProcessingResponse] | None:
+        match kind, self.phase:
             case "response_headers", Phase.SENT:
-                return self._response_headers(message.response_headers)
+                return self._response_headers(message)
+            case "response_body", Phase.RESPONDING:
+                return self._response_body(message.response_body)
             case "response_trailers", Phase.RESPONDING | Phase.SENT:
                 self._grpc_status(message.response_trailers.trailers.headers)
                 self.phase = Phase.DONE
                 return [pb.ProcessingResponse(response_trailers=pb.TrailersResponse())]
-        raise ProtocolError(
-            f"ext_proc message {kind} in phase {self.phase.name}: the filter must send headers and trailers,"
-            " request_body_mode FULL_DUPLEX_STREAMED and response_body_mode NONE"
-        )
+        return None
 
     def send(
         self,
-        address: str,
-        *,
+        *addresses: str,
         headers: Mapping[str, str],
         drop: tuple[str, ...] = (),
         body: bytes | None = None,
@@ -143,7 +182,7 @@ class Exchange:
         """Hand the request over to an endpoint; returns the replies in their order.
 
         Args:
-            address: `ip:port`.
+            addresses: `ip:port`, the endpoint and those to go on to if it does not take it.
             headers: Headers to set beside the destination.
             drop: Headers that the engine must not see.
             body: Another body than the client's.
@@ -158,8 +197,12 @@ class Exchange:
         if self.way.grpc:
             data = b"".join(frame(rewrite(message)) for message in self.messages)
         self.phase, self._chunks, self.messages, self._rewrite = Phase.SENT, [], [], rewrite
-        named = {} if REQUEST_ID in self.headers else self._id()
-        replies = [self._headers_reply(address, {**named, **headers}, drop)]
+        self._named, to = addresses, ",".join(addresses)
+        headers = headers if REQUEST_ID in self.headers else {**self._id(), **headers}
+        if self._buffered:
+            changed = data if body is not None or self.way.grpc else None
+            return [self._buffered_reply(to, headers, drop, changed)]
+        replies = [self._headers_reply(to, headers, drop)]
         if not self._headers_only:
             replies += self._body_replies(data, end=not self._open and not self._trailers)
         if self._trailers:
@@ -220,9 +263,12 @@ class Exchange:
             return Outcome.LOST
         return Outcome.ANSWERED if self.status else Outcome.CANCELLED
 
-    def _request_headers(self, message: pb.HttpHeaders) -> list[pb.ProcessingResponse]:
+    def _request_headers(self, first: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
+        message = first.request_headers
         for header in message.headers.headers:
             self.headers.setdefault(header.key.lower(), _value(header))
+        if first.HasField("metadata_context"):
+            self.subset = _subset(first)
         given = self.headers.get
         self.way = route(given(":method", ""), given(":path", ""), given("content-type", ""))
         self.request_id = given(REQUEST_ID, "") or self.request_id
@@ -231,17 +277,22 @@ class Exchange:
         self.phase = Phase.HELD if message.end_of_stream else Phase.BODY
         if (whole(given("content-length", "")) or 0) > self._max_body:
             return self.refuse(too_large(self._max_body))
-        return []
+        # An Envoy that does not say how it sends bodies is taken to be in full duplex.
+        if first.HasField("protocol_config"):
+            modes = first.protocol_config
+            self._shown = modes.response_body_mode in _SHOWN
+            self._buffered = modes.request_body_mode == _BUFFERED and not self._headers_only
+        return [pb.ProcessingResponse(request_headers=pb.HeadersResponse())] if self._buffered else []
 
     def _request_body(self, message: pb.HttpBody) -> list[pb.ProcessingResponse]:
-        if self.way.grpc and self.way.streams:
+        if self.way.grpc and self.way.streams and not self._buffered:
             return self._stream_body(message)
         self.received += len(message.body)
         if self.received > self._max_body:
             return self.refuse(too_large(self._max_body))
         if message.body:
             self._chunks.append(message.body)
-        if not message.end_of_stream:
+        if not (message.end_of_stream or self._buffered):  # trailers come after a buffered body's reply
             return []
         self.phase, self._open = Phase.HELD, False
         if not self.way.grpc:
@@ -296,15 +347,34 @@ class Exchange:
         self._open = not message.end_of_stream
         return self._body_replies(data, end=message.end_of_stream) if data or message.end_of_stream else []
 
-    def _response_headers(self, message: pb.HttpHeaders) -> list[pb.ProcessingResponse]:
+    def _response_headers(self, first: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
+        message = first.response_headers
         for header in message.headers.headers:
             if header.key == ":status":
                 self.status = whole(_value(header)) or 0
         self._grpc_status(message.headers.headers)
+        if len(self._named) > 1:
+            served = _text(first, DESTINATION_NAMESPACE, SERVED_KEY)
+            self.elsewhere = served if served in self._named[1:] else ""
+            if self.elsewhere and ENDPOINT_HEADER in self.told:
+                self.told[ENDPOINT_HEADER] = self.elsewhere
         self.phase = Phase.DONE if message.end_of_stream else Phase.RESPONDING
         reply = pb.ProcessingResponse(response_headers=pb.HeadersResponse())
         _set(reply.response_headers.response.header_mutation, self._telling())
         return [reply]
+
+    def _response_body(self, message: pb.HttpBody) -> list[pb.ProcessingResponse]:
+        if message.end_of_stream:
+            self.phase = Phase.DONE
+        if self._shown:
+            return [pb.ProcessingResponse(response_body=pb.BodyResponse())]
+        replies = []
+        for piece, last in _pieces(message.body):
+            reply = pb.ProcessingResponse()
+            chunk = reply.response_body.response.body_mutation.streamed_response
+            chunk.body, chunk.end_of_stream = piece, last and message.end_of_stream
+            replies.append(reply)
+        return replies
 
     def _grpc_status(self, headers: Iterable[base_pb2.HeaderValue]) -> None:
         """Over gRPC the HTTP status is 200 whatever came of it."""
@@ -318,23 +388,64 @@ class Exchange:
         self, address: str, headers: Mapping[str, str], drop: tuple[str, ...]
     ) -> pb.ProcessingResponse:
         reply = pb.ProcessingResponse()
-        common = reply.request_headers.response
-        common.clear_route_cache = True
-        _set(common.header_mutation, {DESTINATION_HEADER: address, **headers})
-        common.header_mutation.remove_headers.extend(drop)
-        reply.dynamic_metadata.update({"envoy.lb": {DESTINATION_HEADER: address}})
+        _to(reply, reply.request_headers.response, address, headers, drop)
+        return reply
+
+    def _buffered_reply(
+        self, address: str, headers: Mapping[str, str], drop: tuple[str, ...], body: bytes | None
+    ) -> pb.ProcessingResponse:
+        reply = pb.ProcessingResponse()
+        _to(reply, reply.request_body.response, address, headers, drop)
+        if body is not None:
+            reply.request_body.response.body_mutation.body = body
         return reply
 
     def _body_replies(self, data: bytes, *, end: bool) -> list[pb.ProcessingResponse]:
-        starts = range(0, len(data), CHUNK_BYTES) or range(1)
         replies = []
-        for start in starts:
+        for piece, last in _pieces(data):
             reply = pb.ProcessingResponse()
             chunk = reply.request_body.response.body_mutation.streamed_response
-            chunk.body = data[start : start + CHUNK_BYTES]
-            chunk.end_of_stream = end and start == starts[-1]
+            chunk.body, chunk.end_of_stream = piece, last and end
             replies.append(reply)
         return replies
+
+
+def _to(
+    reply: pb.ProcessingResponse,
+    common: pb.CommonResponse,
+    address: str,
+    headers: Mapping[str, str],
+    drop: tuple[str, ...],
+) -> None:
+    """Say where to in both ways that gateways read: a header, and dynamic metadata."""
+    common.clear_route_cache = True
+    _set(common.header_mutation, {DESTINATION_HEADER: address, **headers})
+    common.header_mutation.remove_headers.extend(drop)
+    reply.dynamic_metadata.update({DESTINATION_NAMESPACE: {DESTINATION_HEADER: address}})
+
+
+def _pieces(data: bytes) -> Iterator[tuple[bytes, bool]]:
+    """A body in pieces that Envoy takes, and whether each is the last; an empty one is one empty piece."""
+    starts = range(0, len(data), CHUNK_BYTES) or range(1)
+    for start in starts:
+        yield data[start : start + CHUNK_BYTES], start == starts[-1]
+
+
+def _subset(message: pb.ProcessingRequest) -> subset.Subset | None:
+    """The gateway's subset hint; None where there is none. One that cannot be read allows nothing."""
+    spaces = message.metadata_context.filter_metadata
+    if SUBSET_NAMESPACE not in spaces or SUBSET_KEY not in spaces[SUBSET_NAMESPACE].fields:
+        return None
+    value = spaces[SUBSET_NAMESPACE].fields[SUBSET_KEY]
+    if value.WhichOneof("kind") == "list_value":
+        return subset.read([v.string_value for v in value.list_value.values])
+    return subset.read(value.string_value)
+
+
+def _text(message: pb.ProcessingRequest, namespace: str, key: str) -> str:
+    spaces = message.metadata_context.filter_metadata
+    fields = spaces[namespace].fields if namespace in spaces else {}
+    return str(fields[key].string_value) if key in fields else ""
 
 
 def whole(text: str) -> int | None:

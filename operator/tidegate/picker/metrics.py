@@ -56,6 +56,11 @@ class Metrics:
             ("reason",),
             registry=self.registry,
         )
+        self.served_elsewhere = Counter(
+            "tidegate_served_elsewhere",
+            "Requests that a gateway sent on to a fallback, as it told.",
+            registry=self.registry,
+        )
         self.registry.register(gauges(flow))
 
     def _counter(self, name: str, text: str) -> Counter:

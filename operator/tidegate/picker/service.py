@@ -21,7 +21,7 @@ from tidegate.facts.endpoints import ServedModel
 from tidegate.picker import classify
 from tidegate.picker.desk import Desk
 from tidegate.picker.errors import KSERVE, OPENAI, Code, RefusedError
-from tidegate.picker.exchange import DEFAULT_MAX_BODY, Exchange, Outcome, Phase, whole
+from tidegate.picker.exchange import DEFAULT_MAX_BODY, ENDPOINT_HEADER, Exchange, Outcome, Phase, whole
 from tidegate.picker.handover import HandOver, hand_over, json_length
 from tidegate.picker.identity import ANONYMOUS, Caller, Identity, InvalidTokenError, UnknowableError
 from tidegate.picker.kservegrpc import read_message
@@ -46,8 +46,7 @@ Write = Callable[[pb.ProcessingResponse], Awaitable[None]]
 
 CLASS_HEADER: Final = "x-tidegate-qos"
 QUEUE_HEADER: Final = "x-tidegate-queue-seconds"
-ENDPOINT_HEADER: Final = "x-tidegate-endpoint"
-"""What a response says of its request: the class that it had, its wait, and who answered."""
+"""What a response says of its request: the class that it had, and its wait."""
 
 
 class RecalledError(Exception):
@@ -138,6 +137,8 @@ class Service:
             await _write_all(write, exchange.feed(message))
             if exchange.way.grpc:
                 self._hold(request, exchange.held)
+            if exchange.elsewhere:
+                self.desk.served(request.number, exchange.elsewhere)
 
     def _hold(self, request: _Request, size: int) -> None:
         """Note how many bytes of a request are in memory without being in the queue."""
@@ -224,6 +225,7 @@ class Service:
             streamed=body.streamed,
             tenant=classify.tenant(qos, request.caller.user, model, exchange.headers),
             recallable=self._comes_again(exchange, streamed=body.streamed),
+            subset=exchange.subset,
             adapter=model.adapter(body.model),
         )
         since = self.desk.clock()
@@ -239,7 +241,7 @@ class Service:
         made = hand_over(
             exchange, body.model, model, qos, self.desk.world.classes, in_order=not self.settings.qos
         )
-        await self._send(request, verdict.address, made, write)
+        await self._send(request, (verdict.address, *verdict.fallbacks), made, write)
         return True
 
     def _comes_again(self, exchange: Exchange, *, streamed: bool) -> bool:
@@ -274,7 +276,7 @@ class Service:
         if not addresses:
             raise self._not_ready(name, key)
         request.dispatched = True
-        await self._send(request, addresses[request.number % len(addresses)], made, write)
+        await self._send(request, (addresses[request.number % len(addresses)],), made, write)
 
     def _not_ready(self, name: str, key: ModelKey | None) -> RefusedError:
         """No replica is ready; when one may be, as far as the queue knows."""
@@ -282,19 +284,23 @@ class Service:
         after = max(1, math.ceil(comes_in_s or 0))
         return RefusedError(Code.NOT_READY, f"no replica of {name} is ready", retry_after_s=after)
 
-    async def _send(self, request: _Request, address: str, made: HandOver, write: Write) -> None:
-        """Hand a request over to an endpoint, by gRPC at its other port."""
+    async def _send(
+        self, request: _Request, addresses: tuple[str, ...], made: HandOver, write: Write
+    ) -> None:
+        """Hand a request over to an endpoint and its fallbacks; over gRPC at its other port, to it alone."""
         exchange = request.exchange
-        to = address
         if exchange.way.grpc:
-            to = self.desk.world.grpc_addresses.get(address, "")
-            if not to:  # gone meanwhile
-                raise RefusedError(Code.NOT_READY, f"{address} does not speak gRPC", retry_after_s=1)
+            to = self.desk.world.grpc_addresses.get(addresses[0])
+            if to is None:  # gone meanwhile
+                raise RefusedError(Code.NOT_READY, f"{addresses[0]} does not speak gRPC", retry_after_s=1)
+            addresses = (to,)
         if self.settings.show_endpoint:
-            exchange.told[ENDPOINT_HEADER] = to
+            exchange.told[ENDPOINT_HEADER] = addresses[0]
         # The token is the caller's key to the cluster; no engine needs it.
         drop = () if self.settings.trust_class_header else ("authorization",)
-        replies = exchange.send(to, headers=made.headers, drop=drop, body=made.body, rewrite=made.rewrite)
+        replies = exchange.send(
+            *addresses, headers=made.headers, drop=drop, body=made.body, rewrite=made.rewrite
+        )
         await _write_all(write, replies)
         self._hold(request, exchange.held)
 

@@ -20,6 +20,7 @@ from tidegate.adapters.decisions import (
     FinishCall,
     RecallCall,
     ReportCall,
+    ServedCall,
     SetWorldCall,
     decode,
     decode_header,
@@ -160,15 +161,23 @@ def _tell(flow: Flow, call: Call) -> Answer:
             flow.report(call.address, call.report, call.own_before, call.own_tokens_before)
         case AdmitCall():
             return flow.admit(call.ask, call.now)
-        case DispatchCall():
-            return tuple(flow.dispatch(call.now))
         case FinishCall():
             return flow.finish(call.request, call.now, whole=call.whole)
+        case ServedCall():
+            return flow.served(call.request, call.address, call.now)
+        case _:
+            return _list(flow, call)
+    return None
+
+
+def _list(flow: Flow, call: DispatchCall | ExpireCall | RecallCall) -> Answer:
+    match call:
+        case DispatchCall():
+            return tuple(flow.dispatch(call.now))
         case ExpireCall():
             return tuple(flow.expire(call.now))
         case RecallCall():
             return tuple(flow.recall(call.now))
-    return None
 
 
 def _decided(call: Call) -> dict[str, int]:
