@@ -224,6 +224,17 @@ def test_who_served_is_believed_only_of_those_that_were_named(told: object, else
     assert exchange.elsewhere == elsewhere
 
 
+def test_the_endpoint_that_is_shown_is_the_one_that_served() -> None:
+    exchange = held()
+    exchange.told["x-tidegate-endpoint"] = "a:1"
+    exchange.send("a:1", "b:1", headers={})
+    message = response_headers()
+    message.metadata_context.filter_metadata["envoy.lb"].update({SERVED_KEY: "b:1"})
+    [reply] = exchange.feed(message)
+    [option] = reply.response_headers.response.header_mutation.set_headers
+    assert (option.header.key, option.header.raw_value) == ("x-tidegate-endpoint", b"b:1")
+
+
 def buffered() -> Exchange:
     exchange = Exchange()
     first = request_headers()

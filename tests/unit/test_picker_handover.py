@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 import pytest
+from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from tritonclient.grpc import service_pb2 as triton
 
@@ -112,6 +113,19 @@ def test_other_messages_name_the_model_too(method: str) -> None:
 def test_any_engine_answers_for_the_server(method: str) -> None:
     headers, body = sent(grpc(method, frame(b""), token=""))
     assert (headers["x-gateway-destination-endpoint"], body) == ("10.0.0.2:8001", frame(b""))
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+def test_where_bodies_are_buffered_messages_are_rewritten_too(method: str) -> None:
+    head, body = grpc(method, frame(message("sort", id="7")))
+    head.protocol_config.request_body_mode = ProcessingMode.BUFFERED
+    first, reply = asyncio.run(play(service(), [head, body]))
+    assert first.WhichOneof("response") == "request_headers"
+    common = reply.request_body.response
+    [got] = messages(common.body_mutation.body)
+    assert (got.model_name, got.id) == ("org/rank", "7")
+    named = {o.header.key: o.header.raw_value for o in common.header_mutation.set_headers}
+    assert named["x-gateway-destination-endpoint"] == b"10.0.0.2:8001"
 
 
 # ── streams ─────────────────────────────────────────────────────────────────────────────────────
