@@ -73,6 +73,17 @@ def test_metadata_waits_for_nobody() -> None:
     assert set_headers(headers)[":path"] == "/v2/models/org%2Frank"
 
 
+@pytest.mark.parametrize(("hint", "sent_on"), [("10.0.0.2:8000", True), ("10.0.0.9:8000", False)])
+def test_what_does_not_wait_goes_where_its_gateway_lets_it(hint: str, sent_on: bool) -> None:
+    [asked] = request("/v2/models/rank", method="GET")
+    space = asked.metadata_context.filter_metadata["envoy.lb.subset_hint"]
+    space.update({"x-gateway-destination-endpoint-subset": [hint]})
+    [reply] = asyncio.run(play(service(), [asked]))
+    assert (reply.WhichOneof("response") == "request_headers") is sent_on
+    if not sent_on:
+        assert immediate_headers(reply)["x-tidegate-code"] == "not_ready"
+
+
 def test_who_asks_for_the_server_is_told_of_the_gateway() -> None:
     [reply] = asyncio.run(play(service(), request("/v2", method="GET", token="")))
     assert orjson.loads(reply.immediate_response.body)["name"] == "tidegate"

@@ -15,6 +15,7 @@ from typing import Final
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from tidegate import __version__
+from tidegate.core import subset
 from tidegate.core.flow import Ask, Dispatch, ModelKey, Refused
 from tidegate.core.types import QoSClass
 from tidegate.facts.endpoints import ServedModel
@@ -273,6 +274,8 @@ class Service:
             key, name = model.key, repr(asked)
             made = hand_over(exchange, asked, model, None, world.classes, in_order=False)
         addresses = world.ready(key, grpc=way.grpc)
+        if exchange.subset is not None:
+            addresses = [a for a in addresses if subset.holds(exchange.subset, a)]
         if not addresses:
             raise self._not_ready(name, key)
         request.dispatched = True
