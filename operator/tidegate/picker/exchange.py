@@ -53,6 +53,8 @@ class Exchange:
     def __init__(self, max_body: int = DEFAULT_MAX_BODY) -> None:
         self.phase = Phase.HEADERS
         self.headers: dict[str, str] = {}
+        self.repeated: set[str] = set()
+        """Names of headers that came more than once."""
         self.way: Route = route("", "")
         self.received = 0
         self.status = 0
@@ -167,7 +169,11 @@ class Exchange:
     def _request_headers(self, message: pb.HttpHeaders) -> list[pb.ProcessingResponse]:
         for header in message.headers.headers:
             value = header.raw_value.decode("latin-1") if header.raw_value else header.value
-            self.headers.setdefault(header.key.lower(), value)
+            name = header.key.lower()
+            if name in self.headers:
+                self.repeated.add(name)
+            else:
+                self.headers[name] = value
         self.way = route(self.headers.get(":method", ""), self.headers.get(":path", ""))
         self._headers_only = message.end_of_stream
         self.phase = Phase.HELD if message.end_of_stream else Phase.BODY

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as pb_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tidegate.adapters.kube import Kube
+from tidegate.api.identity import IdentitySources
 from tidegate.core.flow import Flow, Policy
 from tidegate.picker.cluster import Cluster
 from tidegate.picker.decisionlog import MAX_BYTES, DecisionLog, RecordedFlow, Stop
@@ -53,6 +54,7 @@ class Options:
     trust_class_header: bool = False
     max_body: int = DEFAULT_MAX_BODY
     drain_s: float = 10.0
+    identity: IdentitySources = field(default_factory=IdentitySources)
     decision_log: Path | None = None
     decision_log_max_bytes: int = MAX_BYTES
 
@@ -87,8 +89,12 @@ class Picker:
         policy = Policy(qos=options.qos)
         self.decisions = self._decision_log(policy)
         self.desk = Desk(RecordedFlow(policy, self.decisions) if self.decisions else Flow(policy))
-        settings = Settings(options.qos, options.trust_class_header, options.max_body)
-        self.service = Service(self.desk, Identity(kube, self.desk.clock), settings)
+        sources = options.identity
+        settings = Settings(options.qos, options.trust_class_header, options.max_body, sources=sources)
+        self.identity = Identity(
+            kube, self.desk.clock, audiences=sources.tokens.audiences, count=self.desk.metrics.reviewed
+        )
+        self.service = Service(self.desk, self.identity, settings)
         self.cluster = Cluster(kube, self.desk)
         self.engines = Engines(self.desk)
         self.stopping = False
@@ -130,7 +136,13 @@ class Picker:
             self.decisions.start()
         await checks.start()
         await self._health.set("liveness", health_pb2.HealthCheckResponse.SERVING)
-        loops = [self.cluster.run(), self.engines.run(), self.desk.run(), self._announce()]
+        loops = [
+            self.cluster.run(),
+            self.engines.run(),
+            self.desk.run(),
+            self.identity.run(),
+            self._announce(),
+        ]
         tasks = [asyncio.create_task(loop) for loop in loops]
         await ext_proc.start()
         try:
@@ -188,6 +200,7 @@ class Picker:
     async def _state(self, _request: web.Request) -> web.Response:
         state = self.desk.flow.snapshot(self.desk.clock())
         state["api_server_connected"] = self.cluster.connected
+        state["identity"] = self.identity.snapshot()
         state["models"] = sorted(self.desk.world.by_name)
         state["notes"] = list(self.desk.world.notes)
         return web.Response(body=orjson.dumps(state), content_type="application/json")
