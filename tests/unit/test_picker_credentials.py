@@ -8,7 +8,7 @@ import pytest
 
 from tidegate.api.common import InvalidObject
 from tidegate.api.identity import IdentitySources, parse
-from tidegate.picker.credentials import BadCredentialsError, Bearer, hidden, presented
+from tidegate.picker.credentials import BadCredentialsError, Bearer, Credentials
 from tidegate.picker.identity import ANONYMOUS, Caller
 
 ISSUER = "https://login.example.com"
@@ -120,7 +120,7 @@ WHO = {
 
 @pytest.mark.parametrize(("headers", "believed", "who"), WHO.values(), ids=WHO)
 def test_who_a_caller_is(headers: dict[str, str], believed: IdentitySources, who: Caller | Bearer) -> None:
-    found = presented(headers, (), believed)
+    found = Credentials(believed).presented(headers, frozenset())
     assert found == who
     if isinstance(who, Caller) and isinstance(found, Caller):
         assert found.tenant == who.tenant  # which equality leaves out
@@ -176,7 +176,7 @@ def test_what_cannot_be_believed(
     headers: dict[str, str], believed: IdentitySources, status: int, words: str
 ) -> None:
     with pytest.raises(BadCredentialsError, match=words) as error:
-        presented(headers, (), believed)
+        Credentials(believed).presented(headers, frozenset())
     assert error.value.status == status
 
 
@@ -186,12 +186,12 @@ def test_what_cannot_be_believed(
 )
 def test_a_header_that_says_who_calls_comes_once(name: str) -> None:
     with pytest.raises(BadCredentialsError, match=f"{name} came more than once") as error:
-        presented({name: "Bearer a"}, {name, "accept"}, sources())
+        Credentials(sources()).presented({name: "Bearer a"}, {name, "accept"})
     assert error.value.status == 400
 
 
 def test_other_headers_may_come_often() -> None:
-    assert presented({"accept": "a"}, {"accept", "x-auth-user"}, NOBODY_ELSE) == ANONYMOUS
+    assert Credentials(NOBODY_ELSE).presented({"accept": "a"}, {"accept", "x-auth-user"}) == ANONYMOUS
 
 
 def test_what_no_engine_gets() -> None:
@@ -215,8 +215,10 @@ def test_what_no_engine_gets() -> None:
         "x-vllm-priority",
     ]
     passed = {":path", "accept", "content-type", "traceparent", "x-forwarded-for", "x-request-id"}
-    assert set(sent) - set(hidden(sent, sources())) == passed
-    assert "x-auth-user" not in hidden(sent, NOBODY_ELSE)  # where it is nobody's, it is just a header
+    assert set(sent) - set(Credentials(sources()).hidden(sent)) == passed
+    assert "x-auth-user" not in Credentials(NOBODY_ELSE).hidden(
+        sent
+    )  # where it is nobody's, it is just a header
 
 
 WRONG = {

@@ -6,7 +6,8 @@ checked them, and which of the headers no engine may see.
 
 import base64
 import binascii
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -52,60 +53,64 @@ class Bearer:
     authorization: str
 
 
-def presented(
-    headers: Mapping[str, str], repeated: Collection[str], sources: IdentitySources
-) -> Caller | Bearer:
-    """Who the caller is, or what to ask the API server about.
+class Credentials:
+    """Reads what requests show. One for all requests: what is believed does not change."""
 
-    Args:
-        headers: Lower-case names, with their first values.
-        repeated: Names that came more than once.
-        sources: What is believed.
+    def __init__(self, sources: IdentitySources) -> None:
+        self._sources = sources
+        self._sayers = frozenset({AUTHORIZATION, *sources.headers})
+        self._hidden = _INTERNAL | self._sayers | ({sources.api_keys.header} - {None})
 
-    Raises:
-        BadCredentialsError: There is more than one answer, or one that cannot be read.
-    """
-    sayers = {AUTHORIZATION, *sources.headers}
-    twice = sorted(sayers.intersection(repeated))
-    if twice:
-        raise BadCredentialsError(
-            400, "ambiguous_credentials", f"the header {twice[0]} came more than once; send it once"
-        )
-    found = [c for c in _callers(headers, sources) if c is not None]
-    if len(found) > 1:
-        raise BadCredentialsError(
-            400, "ambiguous_credentials", "there is more than one credential; send a token or a key, not both"
-        )
-    if found:  # what the gateway has checked; a token beside it is passed over
-        return found[0]
-    if not headers.get(AUTHORIZATION):
-        return ANONYMOUS
-    if not sources.tokens.enabled:
-        raise BadCredentialsError(
-            401, "invalid_token", "the Authorization header holds no credential that is taken here"
-        )
-    return Bearer(headers[AUTHORIZATION])
+    def presented(self, headers: Mapping[str, str], repeated: AbstractSet[str]) -> Caller | Bearer:
+        """Who the caller is, or what to ask the API server about.
 
+        Args:
+            headers: Lower-case names, with their first values.
+            repeated: Names that came more than once.
 
-def hidden(headers: Iterable[str], sources: IdentitySources) -> tuple[str, ...]:
-    """Those of a request's headers that no engine gets: credentials, and words between our own parts."""
-    secret = {AUTHORIZATION, sources.api_keys.header, *sources.headers} | _INTERNAL
-    return tuple(sorted(n for n in headers if n in secret or n.startswith(_INTERNAL_PREFIXES)))
+        Raises:
+            BadCredentialsError: There is more than one answer, or one that cannot be read.
+        """
+        if repeated and (twice := sorted(self._sayers & repeated)):
+            raise BadCredentialsError(
+                400, "ambiguous_credentials", f"the header {twice[0]} came more than once; send it once"
+            )
+        found = [caller for caller in self._checked(headers) if caller is not None]
+        if len(found) > 1:
+            raise BadCredentialsError(
+                400,
+                "ambiguous_credentials",
+                "there is more than one credential; send a token or a key, not both",
+            )
+        if found:  # what the gateway has checked; a token beside it is passed over
+            return found[0]
+        authorization = headers.get(AUTHORIZATION)
+        if not authorization:
+            return ANONYMOUS
+        if not self._sources.tokens.enabled:
+            raise BadCredentialsError(
+                401, "invalid_token", "the Authorization header holds no credential that is taken here"
+            )
+        return Bearer(authorization)
 
+    def hidden(self, headers: Iterable[str]) -> tuple[str, ...]:
+        """Those headers that no engine gets: credentials, and words between our own parts."""
+        return tuple(n for n in headers if n in self._hidden or n.startswith(_INTERNAL_PREFIXES))
 
-def _callers(headers: Mapping[str, str], sources: IdentitySources) -> Iterable[Caller | None]:
-    if sources.jwt.providers:
-        yield _of_payload(headers.get(sources.jwt.payload_header, ""), sources.jwt.providers)
-    keys, trusted = sources.api_keys, sources.trusted_headers
-    if keys.enabled and (client := headers.get(keys.client_header, "")):
-        known = keys.clients.get(client)
-        groups = known.groups if known else ()
-        yield _caller(keys.user_prefix + client, groups, (known.tenant or "") if known else "")
-    if trusted is not None and (user := headers.get(trusted.user, "").strip()):
-        given = headers.get(trusted.groups, "") if trusted.groups else ""
-        groups = tuple(trusted.groups_prefix + g for part in given.split(",") if (g := part.strip()))
-        tenant = headers.get(trusted.tenant, "").strip() if trusted.tenant else ""
-        yield _caller(trusted.user_prefix + user, groups, tenant)
+    def _checked(self, headers: Mapping[str, str]) -> Iterator[Caller | None]:
+        """Who the caller is by each of the ways that a gateway checks."""
+        jwt, keys, trusted = self._sources.jwt, self._sources.api_keys, self._sources.trusted_headers
+        if jwt.providers:
+            yield _of_payload(headers.get(jwt.payload_header, ""), jwt.providers)
+        if keys.enabled and (client := headers.get(keys.client_header, "")):
+            known = keys.clients.get(client)
+            groups = known.groups if known else ()
+            yield _caller(keys.user_prefix + client, groups, (known.tenant or "") if known else "")
+        if trusted is not None and (user := headers.get(trusted.user, "").strip()):
+            given = headers.get(trusted.groups, "") if trusted.groups else ""
+            groups = tuple(trusted.groups_prefix + g for part in given.split(",") if (g := part.strip()))
+            tenant = headers.get(trusted.tenant, "").strip() if trusted.tenant else ""
+            yield _caller(trusted.user_prefix + user, groups, tenant)
 
 
 def _of_payload(text: str, providers: tuple[Provider, ...]) -> Caller | None:

@@ -17,7 +17,7 @@ from tidegate.core.types import QoSClass
 from tidegate.facts.endpoints import ServedModel
 from tidegate.picker import classify
 from tidegate.picker.asking import CrowdedError, UnknowableError
-from tidegate.picker.credentials import AUTHORIZATION, BadCredentialsError, hidden, presented
+from tidegate.picker.credentials import AUTHORIZATION, BadCredentialsError, Credentials
 from tidegate.picker.desk import Desk
 from tidegate.picker.exchange import DEFAULT_MAX_BODY, Exchange, Outcome, Phase
 from tidegate.picker.identity import ANONYMOUS, Caller, Identity, InvalidTokenError
@@ -95,6 +95,7 @@ class Service:
     def __init__(self, desk: Desk, identity: Identity, settings: Settings | None = None) -> None:
         self.desk, self.identity = desk, identity
         self.settings = settings or Settings()
+        self.credentials = Credentials(self.settings.sources)
         self.receiving = 0
 
     async def serve(self, read: Read, write: Write) -> None:
@@ -173,7 +174,7 @@ class Service:
         if self.settings.trust_class_header:
             return ANONYMOUS
         try:
-            shown = presented(exchange.headers, exchange.repeated, self.settings.sources)
+            shown = self.credentials.presented(exchange.headers, exchange.repeated)
             if isinstance(shown, Caller):
                 return shown
             return await self.identity.caller(shown.authorization)
@@ -296,7 +297,7 @@ class Service:
         kept = {DESTINATION_HEADER, *headers}
         if self.settings.trust_class_header:
             kept.add(AUTHORIZATION)
-        drop = tuple(n for n in hidden(exchange.headers, self.settings.sources) if n not in kept)
+        drop = tuple(n for n in self.credentials.hidden(exchange.headers) if n not in kept)
         await _write_all(write, exchange.send(to.address, headers=headers, drop=drop, body=body))
 
     async def _next(self, request: _Request, read: Read) -> pb.ProcessingRequest | None:
