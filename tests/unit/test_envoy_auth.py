@@ -222,6 +222,13 @@ def test_files_are_renamed_into_place_for_their_owner_only(tmp_path: Path) -> No
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
 
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave logging as pytest has set it up."""
+    monkeypatch.setattr("tidegate.cli.gateway.log_to_stderr", lambda *_: None)
+
+
+@pytest.mark.usefixtures("quiet")
 def test_the_command_writes_envoy_s_files(tmp_path: Path) -> None:
     keys, identity, out = secret(tmp_path / "keys", alice=KEY), tmp_path / "identity.yaml", tmp_path / "out"
     identity.write_text(json.dumps({"apiKeys": {"enabled": True, "directories": [str(keys)]}}))
@@ -237,3 +244,35 @@ def test_the_command_writes_envoy_s_files(tmp_path: Path) -> None:
     assert (wrong.exit_code, "did you mean enabled" in wrong.output) == (2, True)
     nowhere = CliRunner().invoke(app, ["gateway", "--out", str(out), "--picker", "9002"])
     assert (nowhere.exit_code, "HOST:PORT" in nowhere.output) == (2, True)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_the_command_follows_keys_and_keeps_the_last_good_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys, identity, out = secret(tmp_path / "keys", alice=KEY), tmp_path / "identity.yaml", tmp_path / "out"
+    identity.write_text(json.dumps({"apiKeys": {"enabled": True, "directories": [str(keys)]}}))
+    entry, file = keys / "..data" / "alice", out / f"{API_KEYS}.json"
+    seen: list[set[str]] = []
+
+    def known() -> set[str]:
+        [resource] = json.loads(file.read_text())["resources"]
+        return {c["key"] for c in resource["typed_config"]["credentials"]}
+
+    steps = iter([f"{KEY}\n{KEY}-new", "short", "short", f"{KEY}-new"])
+
+    def sleep(_seconds: float) -> None:
+        seen.append(known())
+        step = next(steps, None)
+        if step is None:
+            raise KeyboardInterrupt
+        entry.write_text(step)
+
+    monkeypatch.setattr("time.sleep", sleep)
+    arguments = ["gateway", "--out", str(out), "--identity", str(identity), "--watch", "5"]
+    CliRunner().invoke(app, arguments)
+    both, new = {KEY, f"{KEY}-new"}, {f"{KEY}-new"}
+    assert seen == [{KEY}, both, both, both, new]
+    stays = [r for r in caplog.records if "the files stay as they are" in r.message]
+    assert len(stays) == 1  # said once, not at every look
+    assert "short" not in stays[0].getMessage()
