@@ -40,6 +40,13 @@ class Tokens(Spec):
         max_length=16,
         description="A token must be for one of them. Empty: for the API server itself.",
     )
+    unknown_per_second: int = Field(
+        default=100,
+        ge=1,
+        le=100_000,
+        description="How many tokens that were never seen the API server is asked about a second, after a "
+        "burst of twice as many. Those beyond get 429.",
+    )
 
 
 class Jwks(Spec):

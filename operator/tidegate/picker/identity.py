@@ -43,8 +43,7 @@ _ENTRY_BYTES: Final = 500
 
 KNOWN: Final = Bounds(at_once=16, waiting=1 << 30)
 """Who is known: as many as are remembered, so neither refused nor slowed by anybody else."""
-STRANGERS: Final = Bounds(at_once=8, waiting=256, per_s=100.0, burst=200)
-"""Tokens that were never seen."""
+
 NEW_RIGHTS: Final = Bounds(at_once=16, waiting=1024, per_s=500.0, burst=1000)
 """Rights of callers whose token is good: nobody unknown comes this far."""
 
@@ -53,6 +52,14 @@ _PROBE: Final[Mapping[str, Any]] = {
     "groups": ["system:unauthenticated"],
     "resourceAttributes": {"group": GROUP, "resource": "qosclasses", "verb": "use", "name": ""},
 }
+
+
+def strangers(per_s: int) -> Bounds:
+    """Of tokens that were never seen: so many a second, after a burst of twice as many."""
+    return Bounds(at_once=8, waiting=256, per_s=float(per_s), burst=2 * per_s)
+
+
+STRANGERS: Final = strangers(100)
 
 
 @dataclass(frozen=True, slots=True)

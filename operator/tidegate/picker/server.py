@@ -24,7 +24,7 @@ from tidegate.picker.decisionlog import MAX_BYTES, DecisionLog, RecordedFlow, St
 from tidegate.picker.desk import Desk
 from tidegate.picker.engines import Engines
 from tidegate.picker.exchange import DEFAULT_MAX_BODY, ProtocolError
-from tidegate.picker.identity import Identity
+from tidegate.picker.identity import Identity, Limits, strangers
 from tidegate.picker.service import Service, Settings
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,11 @@ class Picker:
         sources = options.identity
         settings = Settings(options.qos, options.trust_class_header, options.max_body, sources=sources)
         self.identity = Identity(
-            kube, self.desk.clock, audiences=sources.tokens.audiences, count=self.desk.metrics.reviewed
+            kube,
+            self.desk.clock,
+            audiences=sources.tokens.audiences,
+            limits=Limits(strangers(sources.tokens.unknown_per_second)),
+            count=self.desk.metrics.reviewed,
         )
         self.service = Service(self.desk, self.identity, settings)
         self.cluster = Cluster(kube, self.desk)
