@@ -137,7 +137,7 @@ class Identity:
         # And they stand in lines of their own: who is known waits for none of them.
         self._known_tokens, self._known_rights = Line(clock, KNOWN), Line(clock, KNOWN)
         self._new_tokens, self._new_rights = Line(clock, limits.strangers), Line(clock, limits.rights)
-        self._failures = 0
+        self._failures, self._complained = 0, False
         self._lost = asyncio.Event()
 
     @property
@@ -272,8 +272,12 @@ class Identity:
             answered = isinstance(error, ApiError) and 400 <= error.status < 500 and error.status != 429
             self._heard(answered)
             text = str(error) or f"no answer within {ASK_S:g} s"
+            if answered and not self._complained:
+                self._complained = True
+                log.warning("the API server refuses to be asked, which strangers get 503 for: %s", text)
             raise UnknowableError(f"the API server could not say who calls: {text}") from error
         self._heard(answered=True)
+        self._complained = False
         status: dict[str, Any] = answer.get("status") or {}
         return status
 

@@ -29,7 +29,6 @@ STRIPPED_HEADERS: Final = (
     "x-tidegate-client",
     "x-tidegate-groups",
     "x-tidegate-jwt",
-    "x-tidegate-tenant",
     "x-tidegate-user",
     # A client of a private address counts as internal, and Envoy would obey these.
     "x-envoy-expected-rq-timeout-ms",
