@@ -31,7 +31,7 @@ from tidegate.picker.protocols import (
     read_body,
     with_priority,
 )
-from tidegate.render.envoy import DESTINATION_HEADER
+from tidegate.render.envoy import ATTEMPT_HEADER, DESTINATION_HEADER, KEPT_BODY
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,10 @@ class _RefusedError(Exception):
         self.param, self.headers = param, headers
 
 
+class RecalledError(Exception):
+    """Ends an exchange whose request is taken back from its engine: Envoy asks again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How requests are treated. `qos` False gives every class the same engine priority."""
@@ -63,6 +67,8 @@ class Settings:
     max_body: int = DEFAULT_MAX_BODY
     max_receiving: int = 256 << 20
     """Bytes of bodies that may be on their way in at once."""
+    max_recalls: int = 2
+    """How often a request may be taken back from its engine."""
     start_patience_s: float = 5.0
     """How long a request is held while the first facts are still being listed."""
     sources: IdentitySources = field(default_factory=IdentitySources)
@@ -79,6 +85,7 @@ class _Request:
     model: ServedModel | None = None
     qos_class: str = ""
     dispatched: bool = False
+    recalled: bool = False
     counted: int = 0
     """Bytes that it has counted as being received."""
     pending: "asyncio.Task[pb.ProcessingRequest | None] | None" = field(default=None)
@@ -103,6 +110,11 @@ class Service:
         request = _Request(self.desk.number(), Exchange(self.settings.max_body))
         try:
             await self._serve(request, read, write)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if not request.recalled or (task is not None and task.uncancel() > 0):
+                raise
+            raise RecalledError("taken back from its engine; it may be tried again") from error
         finally:
             self._end(request)
 
@@ -134,6 +146,8 @@ class Service:
             request.pending.cancel()
         self.receiving -= request.counted
         outcome = request.exchange.outcome(request.dispatched)
+        if request.recalled:
+            outcome = Outcome.RECALLED
         whole = outcome is Outcome.ANSWERED and request.exchange.status < 400
         self.desk.end(request.number, whole=whole)
         if request.exchange.way.wants is Wants.INFERENCE:
@@ -204,6 +218,7 @@ class Service:
             size=exchange.received,
             streamed=body.streamed,
             tenant=classify.tenant(qos, request.caller, model, exchange.headers),
+            recallable=self._comes_again(exchange, streamed=body.streamed),
         )
         verdict = await self._wait(request, ask, read)
         if verdict is None:
@@ -212,8 +227,27 @@ class Service:
             after = str(verdict.retry_after_s)
             raise _RefusedError(verdict.status, verdict.reason, verdict.message, retry_after=after)
         request.dispatched = True
+        if ask.recallable:
+            self._offer(request)
         await self._hand_over(request, model, qos, verdict, write)
         return True
+
+    def _comes_again(self, exchange: Exchange, *, streamed: bool) -> bool:
+        """Whether Envoy sends it again if it is aborted: it counts attempts, and has kept the body."""
+        attempt = exchange.headers.get(ATTEMPT_HEADER, "")
+        few = attempt.isdecimal() and int(attempt) <= self.settings.max_recalls
+        return few and not streamed and exchange.received <= KEPT_BODY
+
+    def _offer(self, request: _Request) -> None:
+        """Let the desk take it back while its answer has not begun."""
+        task = asyncio.current_task()
+
+        def abort() -> bool:
+            sent = request.exchange.phase is Phase.SENT
+            request.recalled = sent and task is not None and task.cancel()
+            return request.recalled
+
+        self.desk.may_recall(request.number, abort)
 
     def _find(self, exchange: Exchange, name: str) -> ServedModel:
         model = self.desk.world.find(name)

@@ -30,6 +30,7 @@ STRIPPED_HEADERS: Final = (
     "x-tidegate-groups",
     "x-tidegate-jwt",
     "x-tidegate-user",
+    "x-envoy-attempt-count",
     # A client of a private address counts as internal, and Envoy would obey these.
     "x-envoy-expected-rq-timeout-ms",
     "x-envoy-hedge-on-per-try-timeout",
@@ -46,6 +47,11 @@ STRIPPED_HEADERS: Final = (
 
 AGAIN_HEADER: Final = "x-tidegate-again"
 """Between the two listeners: this failed before an answer began, and may be tried again."""
+
+ATTEMPT_HEADER: Final = "x-envoy-attempt-count"
+"""Between the two listeners: the how manieth attempt this is, from 1."""
+KEPT_BODY: Final = 1 << 20
+"""Bytes of a body that the gateway listener keeps, to send it again."""
 
 _TYPE: Final = "type.googleapis.com/"
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -143,7 +149,7 @@ def _gateway_listener(host: str, port: int, access_log: str | None, auth: Gatewa
     return {
         "name": "gateway",
         "address": _address(host, port),
-        "per_connection_buffer_limit_bytes": 1 << 20,
+        "per_connection_buffer_limit_bytes": KEPT_BODY,
         "filter_chains": [_chain(manager)],
     }
 
@@ -168,7 +174,14 @@ def _manager(name: str, routes: list[Config], filters: list[Config]) -> Config:
         local_reply_config=_local_replies(),
         route_config={
             "name": name,
-            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}],
+            "virtual_hosts": [
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": routes,
+                    "include_request_attempt_count": name == "gateway",
+                }
+            ],
         },
         http_filters=filters,
     )
