@@ -36,6 +36,7 @@ from support.callers import (
 from support.chat import body
 from support.gateway import EnvoyProcess, PickerProcess
 from support.jwts import AUDIENCE, Issuer
+from support.ports import free_port
 from support.proxy import Proxy
 from support.served import error_of, make_pod, token_for
 from support.wait import eventually
@@ -159,6 +160,22 @@ async def test_jwts_that_are_wrong_in_one_way_each(model: Model, tokens: bool, t
         envoy.stop()
         if client is not model.client:
             await client.aclose()
+
+
+async def test_an_issuer_whose_keys_cannot_be_had(model: Model, tmp_path: Path) -> None:
+    """It is not the token's fault: 503, and other issuers are not touched by it."""
+    config = identity(free_port()) | {"tokens": {"enabled": False}}
+    auth = GatewayAuth(parse(config), KEYS, {"local": model.way.issuer.jwks()})
+    envoy = EnvoyProcess(tmp_path, model.way.picker.ports[0], auth)
+    try:
+        envoy.start()
+        async with httpx.AsyncClient(base_url=envoy.url, timeout=30) as client:
+            behind = Model(model.name, model.namespace, model.way, client, model.kube, model.engine)
+            lost = await behind.refused(503, "identity_unknown", bearer=model.way.remote.issuer.token())
+            assert int(lost.headers["retry-after"]) >= 1
+            await behind.got(HIGH, bearer=model.way.issuer.token(groups=["vips"]))
+    finally:
+        envoy.stop()
 
 
 async def test_keys_of_issuers_change_without_a_restart(model: Model) -> None:
