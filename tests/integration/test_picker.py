@@ -16,7 +16,7 @@ import pytest
 from support.chat import Caller
 from support.fake_engine import FakeEngine
 from support.gateway import EnvoyProcess, PickerProcess
-from support.serving import make_pod, set_ready, token_for
+from support.served import error_of, make_pod, set_ready, token_for
 from support.wait import eventually
 from tidegate.adapters.kube import Kube, kinds
 from tidegate.local import binaries
@@ -138,14 +138,6 @@ async def make_model(
         yield make
         for engine in engines:
             await engine.stop()
-
-
-def error_of(response: httpx.Response) -> dict[str, Any]:
-    """The error, whose shape must be OpenAI's."""
-    assert response.headers["content-type"] == "application/json"
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    return dict(error)
 
 
 # ── configuration ───────────────────────────────────────────────────────────────────────────────

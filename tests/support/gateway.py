@@ -16,6 +16,7 @@ from support.ports import free_ports
 from support.wait import PATIENCE_S, wait_for
 from tidegate.local import binaries
 from tidegate.render.envoy import bootstrap
+from tidegate.render.envoy_auth import GatewayAuth
 
 
 @dataclass
@@ -85,6 +86,7 @@ class EnvoyProcess:
 
     folder: Path
     picker_port: int
+    auth: GatewayAuth | None = None
     ports: list[int] = field(default_factory=lambda: free_ports(2))
     process: subprocess.Popen[bytes] | None = None
 
@@ -99,6 +101,7 @@ class EnvoyProcess:
             admin_port=self.ports[1],
             picker_host="127.0.0.1",
             picker_port=self.picker_port,
+            auth=self.auth,
         )
         path = self.folder / "envoy.json"
         path.write_text(json.dumps(config))

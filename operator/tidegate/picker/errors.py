@@ -32,6 +32,7 @@ class Code(StrEnum):
     INVALID_BODY = "invalid_body"
     MODEL_REQUIRED = "model_required"
     PROTOCOL_MISMATCH = "protocol_mismatch"
+    AMBIGUOUS_CREDENTIALS = "ambiguous_credentials"
     INVALID_TOKEN = "invalid_token"  # noqa: S105 -- a word
     CLASS_NOT_ALLOWED = "class_not_allowed"
     MODEL_NOT_FOUND = "model_not_found"
@@ -40,6 +41,7 @@ class Code(StrEnum):
     COMPRESSED = "compressed"
     STARTING = "starting"
     MEMORY_FULL = "memory_full"
+    TOO_MANY_UNKNOWN = "too_many_unknown"
     IDENTITY_UNKNOWN = "identity_unknown"
     NOT_READY = "not_ready"
 
@@ -75,6 +77,7 @@ CATALOGUE: Final[dict[str, Kind]] = {
     Code.INVALID_BODY: _BAD,
     Code.MODEL_REQUIRED: _BAD,
     Code.PROTOCOL_MISMATCH: _BAD,
+    Code.AMBIGUOUS_CREDENTIALS: _BAD,
     Code.INVALID_TOKEN: Kind(401, GrpcStatus.UNAUTHENTICATED, "authentication_error"),
     Code.CLASS_NOT_ALLOWED: Kind(403, GrpcStatus.PERMISSION_DENIED, "permission_error"),
     Code.MODEL_NOT_FOUND: Kind(404, GrpcStatus.NOT_FOUND, "invalid_request_error"),
@@ -83,6 +86,7 @@ CATALOGUE: Final[dict[str, Kind]] = {
     Code.COMPRESSED: Kind(415, GrpcStatus.UNIMPLEMENTED, "invalid_request_error"),
     Code.STARTING: _AWAY,
     Code.MEMORY_FULL: _AWAY,
+    Code.TOO_MANY_UNKNOWN: _BUSY,
     Code.IDENTITY_UNKNOWN: _AWAY,
     Code.NOT_READY: _AWAY,
     Reason.QUEUE_FULL: _BUSY,

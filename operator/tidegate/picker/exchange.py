@@ -79,6 +79,8 @@ class Exchange:
     def __init__(self, max_body: int = DEFAULT_MAX_BODY, request_id: str = "") -> None:
         self.phase = Phase.HEADERS
         self.headers: dict[str, str] = {}
+        self.repeated: set[str] = set()
+        """Names of headers that came more than once."""
         self.way: Route = route("", "")
         self.received = 0
         self.status = 0
@@ -266,7 +268,11 @@ class Exchange:
     def _request_headers(self, first: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
         message = first.request_headers
         for header in message.headers.headers:
-            self.headers.setdefault(header.key.lower(), _value(header))
+            name = header.key.lower()
+            if name in self.headers:
+                self.repeated.add(name)
+            else:
+                self.headers[name] = _value(header)
         if first.HasField("metadata_context"):
             self.subset = _subset(first)
         given = self.headers.get

@@ -15,16 +15,19 @@ from typing import Final
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from tidegate import __version__
+from tidegate.api.identity import IdentitySources
 from tidegate.core import subset
 from tidegate.core.flow import Ask, Dispatch, ModelKey, Refused
 from tidegate.core.types import QoSClass
 from tidegate.facts.endpoints import ServedModel
 from tidegate.picker import classify
+from tidegate.picker.asking import CrowdedError, UnknowableError
+from tidegate.picker.credentials import AUTHORIZATION, BadCredentialsError, Credentials
 from tidegate.picker.desk import Desk
 from tidegate.picker.errors import KSERVE, OPENAI, Code, RefusedError
 from tidegate.picker.exchange import DEFAULT_MAX_BODY, ENDPOINT_HEADER, Exchange, Outcome, Phase, whole
 from tidegate.picker.handover import HandOver, hand_over, json_length
-from tidegate.picker.identity import ANONYMOUS, Caller, Identity, InvalidTokenError, UnknowableError
+from tidegate.picker.identity import ANONYMOUS, Caller, Identity, InvalidTokenError
 from tidegate.picker.kservegrpc import read_message
 from tidegate.picker.protocols import (
     Body,
@@ -37,7 +40,7 @@ from tidegate.picker.protocols import (
     read_form,
     server_metadata,
 )
-from tidegate.render.envoy import ATTEMPT_HEADER, KEPT_BODY
+from tidegate.render.envoy import ATTEMPT_HEADER, DESTINATION_HEADER, KEPT_BODY
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,8 @@ class Settings:
     start_patience_s: float = 5.0
     """How long a request is held while the first facts are still being listed."""
     show_endpoint: bool = False
+    sources: IdentitySources = field(default_factory=IdentitySources)
+    """Where a caller's identity may come from."""
 
 
 @dataclass(slots=True)
@@ -95,6 +100,7 @@ class Service:
     def __init__(self, desk: Desk, identity: Identity, settings: Settings | None = None) -> None:
         self.desk, self.identity = desk, identity
         self.settings = settings or Settings()
+        self.credentials = Credentials(self.settings.sources)
         self.receiving = 0
         self._run = secrets.token_hex(6)
         """Begins the ids of requests that came without one."""
@@ -193,11 +199,16 @@ class Service:
         if self.settings.trust_class_header:
             return ANONYMOUS
         try:
-            return await self.identity.caller(exchange.headers.get("authorization"))
+            shown = self.credentials.presented(exchange.headers, exchange.repeated)
+            if isinstance(shown, Caller):
+                return shown
+            return await self.identity.caller(shown.authorization)
+        except BadCredentialsError as error:
+            raise RefusedError(Code(error.code), str(error)) from error
         except InvalidTokenError as error:
             raise RefusedError(Code.INVALID_TOKEN, str(error)) from error
         except UnknowableError as error:
-            raise RefusedError(Code.IDENTITY_UNKNOWN, str(error), retry_after_s=1) from error
+            raise _unknown(error) from error
 
     def _read(self, request: _Request) -> Body:
         """What the request's body and headers say."""
@@ -224,7 +235,7 @@ class Service:
             output_tokens=body.output_tokens,
             size=exchange.received,
             streamed=body.streamed,
-            tenant=classify.tenant(qos, request.caller.user, model, exchange.headers),
+            tenant=classify.tenant(qos, request.caller, model, exchange.headers),
             recallable=self._comes_again(exchange, streamed=body.streamed),
             subset=exchange.subset,
             adapter=model.adapter(body.model),
@@ -300,7 +311,10 @@ class Service:
         if self.settings.show_endpoint:
             exchange.told[ENDPOINT_HEADER] = addresses[0]
         # The token is the caller's key to the cluster; no engine needs it.
-        drop = () if self.settings.trust_class_header else ("authorization",)
+        kept = {DESTINATION_HEADER, *made.headers}
+        if self.settings.trust_class_header:
+            kept.add(AUTHORIZATION)
+        drop = tuple(n for n in self.credentials.hidden(exchange.headers) if n not in kept)
         replies = exchange.send(
             *addresses, headers=made.headers, drop=drop, body=made.body, rewrite=made.rewrite
         )
@@ -347,7 +361,7 @@ class Service:
         try:
             chosen = await self.identity.first_allowed(caller, found)
         except UnknowableError as error:
-            raise RefusedError(Code.IDENTITY_UNKNOWN, str(error), retry_after_s=1) from error
+            raise _unknown(error) from error
         if chosen is not None and chosen in self.desk.world.classes:
             return chosen
         return classify.Denied(
@@ -421,6 +435,11 @@ class Service:
 
 def _entry(name: str, model: ServedModel) -> ListedModel:
     return ListedModel(name, model.created_s, model.names[0] if name in model.adapters else None)
+
+
+def _unknown(error: UnknowableError) -> RefusedError:
+    code = Code.TOO_MANY_UNKNOWN if isinstance(error, CrowdedError) else Code.IDENTITY_UNKNOWN
+    return RefusedError(code, str(error), retry_after_s=error.retry_after_s)
 
 
 async def _write_all(write: Write, replies: list[pb.ProcessingResponse]) -> None:

@@ -9,7 +9,10 @@ choices were seen on Envoy 1.40 and are listed in docs/concepts/request-path.md.
 """
 
 import ipaddress
+from collections.abc import Iterable
 from typing import Any, Final
+
+from tidegate.render.envoy_auth import GatewayAuth
 
 DESTINATION_HEADER: Final = "x-gateway-destination-endpoint"
 """Names the engine, `ip:port`. Set by the picker only; a client's own is removed."""
@@ -23,8 +26,10 @@ STRIPPED_HEADERS: Final = (
     "x-envoy-original-dst-host",
     "x-vllm-priority",
     "x-tidegate-class",
-    "x-tidegate-user",
+    "x-tidegate-client",
     "x-tidegate-groups",
+    "x-tidegate-jwt",
+    "x-tidegate-user",
     "x-envoy-attempt-count",
     # A client of a private address counts as internal, and Envoy would obey these.
     "x-envoy-expected-rq-timeout-ms",
@@ -73,6 +78,7 @@ def bootstrap(  # noqa: PLR0913 -- all by name, one place to see what can be cho
     failure_mode_allow: bool = False,
     access_log: str | None = None,
     max_connections: int = 10_000,
+    auth: GatewayAuth | None = None,
 ) -> Config:
     """Build the bootstrap as a dict; written as JSON or YAML it is what `envoy -c` reads.
 
@@ -87,13 +93,14 @@ def bootstrap(  # noqa: PLR0913 -- all by name, one place to see what can be cho
             no engine to go to, so this only changes how the failure looks, unless routes are added.
         access_log: File for the access log, such as `/dev/stderr`; None writes none.
         max_connections: Open client connections beyond which new ones are refused.
+        auth: What Envoy checks of callers by itself: JWTs and API keys.
     """
     return {
         "node": {"id": "tidegate-gateway", "cluster": "tidegate"},
         "admin": {"address": _address(admin_host, admin_port)},
         "static_resources": {
             "listeners": [
-                _gateway_listener(listen_host, listen_port, access_log),
+                _gateway_listener(listen_host, listen_port, access_log, auth),
                 _admission_listener(failure_mode_allow),
             ],
             "clusters": [
@@ -102,6 +109,7 @@ def bootstrap(  # noqa: PLR0913 -- all by name, one place to see what can be cho
                 _picker_cluster(picker_host, picker_port),
                 _engines_cluster("engines", grpc=False),
                 _engines_cluster(f"engines{_GRPC}", grpc=True),
+                *(auth.clusters() if auth is not None else ()),
             ],
         },
         "bootstrap_extensions": [
@@ -124,9 +132,14 @@ def bootstrap(  # noqa: PLR0913 -- all by name, one place to see what can be cho
     }
 
 
-def _gateway_listener(host: str, port: int, access_log: str | None) -> Config:
-    """What clients talk to: takes their internal headers away, and tries again."""
-    manager = _manager("gateway", _routes("admission", _again()), [_strip_filter(), _router_filter()])
+def _gateway_listener(host: str, port: int, access_log: str | None, auth: GatewayAuth | None) -> Config:
+    """What clients talk to: takes their internal headers away, checks who they are, and tries again."""
+    forged = (*STRIPPED_HEADERS, *(auth.forged() if auth is not None else ()))
+    checks = auth.filters() if auth is not None else []
+    routes = _routes("admission", _again())
+    if auth is not None:
+        routes = [parted for route in routes for parted in auth.routes(route)]
+    manager = _manager("gateway", routes, [_strip_filter(forged), *checks, _router_filter()])
     manager |= {
         "http2_protocol_options": {"max_concurrent_streams": 1000},
         "use_remote_address": True,
@@ -216,12 +229,12 @@ def _again() -> Config:
     }
 
 
-def _strip_filter() -> Config:
+def _strip_filter(names: Iterable[str]) -> Config:
     return {
         "name": "envoy.filters.http.header_mutation",
         "typed_config": _typed(
             "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
-            mutations={"request_mutations": [{"remove": name} for name in STRIPPED_HEADERS]},
+            mutations={"request_mutations": [{"remove": name} for name in dict.fromkeys(names)]},
         ),
     }
 
@@ -263,6 +276,8 @@ def _local_replies() -> Config:
     """
     picker = 'response.code_details.contains("ext_proc_error")'
     engine = 'response.code_details.contains("upstream_reset_before_response_started")'
+    no_keys = 'response.code_details.contains("Jwks_remote_fetch")'
+    denied = 'response.code_details.contains("jwt_authn_access_denied") || response.code == 401'
     other = f'!response.code_details.contains("{LOCAL_DETAILS}")'
     kinds = (
         (picker, "the picker, which admits requests, did not answer; try again", True),
@@ -274,18 +289,41 @@ def _local_replies() -> Config:
     return {
         "mappers": [
             *(_reply(f"{why} && {grpc}", text, again=again, grpc=True) for why, text, again in kinds),
-            *(_reply(why, text, again=again) for why, text, again in kinds),
+            *(_reply(why, text, again=again) for why, text, again in kinds[:2]),
+            _auth_reply(no_keys, 503, "identity_unknown", "server_error"),
+            _auth_reply(denied, 401, "invalid_token", "authentication_error"),
+            *(_reply(why, text, again=again) for why, text, again in kinds[2:]),
         ]
     }
 
 
-def _reply(expression: str, message: str, *, again: bool = False, grpc: bool = False) -> Config:
-    matches = {
+def _matches(expression: str) -> Config:
+    return {
         "name": "envoy.access_loggers.extension_filters.cel",
         "typed_config": _typed(
             "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter", expression=expression
         ),
     }
+
+
+def _auth_reply(expression: str, status: int, code: str, kind: str) -> Config:
+    """What Envoy's own checks of callers refuse, as the picker would say it."""
+    error = {"message": "gateway: %LOCAL_REPLY_BODY%", "type": kind, "param": None, "code": code}
+    reply: Config = {
+        "filter": {
+            "extension_filter": _matches(
+                f"({expression}) && !response.code_details.contains('{LOCAL_DETAILS}')"
+            )
+        },
+        "status_code": status,
+        "body_format_override": {"json_format": {"error": error}},
+    }
+    if status == 503:
+        reply["headers_to_add"] = [{"header": {"key": "retry-after", "value": "5"}}]
+    return reply
+
+
+def _reply(expression: str, message: str, *, again: bool = False, grpc: bool = False) -> Config:
     error = {
         "message": f"{message} (%RESPONSE_CODE_DETAILS%)",
         "type": "gateway_error",
@@ -295,7 +333,10 @@ def _reply(expression: str, message: str, *, again: bool = False, grpc: bool = F
     shape: Config = {"json_format": {"error": error}}
     if grpc:
         shape = {"text_format_source": {"inline_string": f"{message} (%RESPONSE_CODE_DETAILS%)"}}
-    reply: Config = {"filter": {"extension_filter": matches}, "body_format_override": shape}
+    reply: Config = {
+        "filter": {"extension_filter": _matches(expression)},
+        "body_format_override": shape,
+    }
     if again:
         reply["headers_to_add"] = [{"header": {"key": AGAIN_HEADER, "value": "1"}}]
     return reply

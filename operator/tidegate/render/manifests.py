@@ -1,11 +1,13 @@
 """Everything that is installed into a cluster, and the files of the repository made from it."""
 
+import json
 from collections.abc import Iterable
 from typing import Any, Final
 
 import yaml
 
 from tidegate.api import crd
+from tidegate.api.chart import values_schema
 from tidegate.api.names import SYSTEM_NAMESPACE
 from tidegate.render import admission as _admission
 from tidegate.render import rbac as _rbac
@@ -70,6 +72,7 @@ def files() -> dict[str, str]:
     made = {f"crds/{o['metadata']['name']}.yaml": _generated("crds") + to_yaml([o]) for o in crds()}
     made["charts/tidegate/templates/rbac.yaml"] = _generated("rbac") + to_yaml(rbac(_RELEASE_NAMESPACE))
     made["charts/tidegate/templates/admission.yaml"] = _generated("admission") + to_yaml(admission())
+    made["charts/tidegate/values.schema.json"] = json.dumps(values_schema(), indent=2) + "\n"
     made["docs/reference/api.md"] = reference.api_page(crds())
     return made
 

@@ -1,16 +1,19 @@
-"""Models, pods and callers in a real API server, for a picker that watches it."""
+"""What a served model needs of a cluster: accounts that may use classes, pods, tokens."""
 
 import uuid
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
+
+import httpx
 
 from tidegate.adapters.kube import Kube, kinds
 
 _RFC3339: Final = "%Y-%m-%dT%H:%M:%SZ"
 
 
-async def token_for(kube: Kube, namespace: str, account: str, uses: list[str]) -> str:
+async def token_for(
+    kube: Kube, namespace: str, account: str, uses: list[str], *, audiences: list[str] | None = None
+) -> str:
     """A ServiceAccount with the verb `use` on these classes, and a token of it."""
     meta = {"namespace": namespace, "name": account}
     await kube.create(kinds.SERVICE_ACCOUNT, {"metadata": meta})
@@ -29,37 +32,23 @@ async def token_for(kube: Kube, namespace: str, account: str, uses: list[str]) -
             "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
         }
         await kube.create(kinds.CLUSTER_ROLE_BINDING, binding)
-    request = {"metadata": {"namespace": namespace}, "spec": {"expirationSeconds": 3600}}
+    spec = {"expirationSeconds": 3600, **({"audiences": audiences} if audiences else {})}
+    request = {"metadata": {"namespace": namespace}, "spec": spec}
     answer = await kube.create(kinds.SERVICE_ACCOUNT, request, name=account, subresource="token")
     return str(answer["status"]["token"])
 
 
 async def make_pod(
-    kube: Kube,
-    namespace: str,
-    model: str,
-    lane: str,
-    port: int,
-    *,
-    slots: int = 4,
-    ready: bool = True,
-    more_ports: Mapping[str, int] | None = None,
-    labels: Mapping[str, str] | None = None,
+    kube: Kube, namespace: str, model: str, lane: str, port: int, *, slots: int = 4, ready: bool = True
 ) -> str:
-    """A pod that says it is an engine on this machine; `more_ports` are named container ports."""
     name = f"engine-{uuid.uuid4().hex[:6]}"
-    own = {"tidegate.dev/model": model, "tidegate.dev/qos-class": lane}
-    ports = {"http": port, **(more_ports or {})}
-    container = {
-        "name": "engine",
-        "image": "x",
-        "ports": [{"name": n, "containerPort": p} for n, p in ports.items()],
-    }
+    labels = {"tidegate.dev/model": model, "tidegate.dev/qos-class": lane}
+    container = {"name": "engine", "image": "x", "ports": [{"name": "http", "containerPort": port}]}
     pod = {
         "metadata": {
             "name": name,
             "namespace": namespace,
-            "labels": own if labels is None else dict(labels),
+            "labels": labels,
             "annotations": {"tidegate.dev/slots": str(slots)},
         },
         "spec": {"schedulerName": "nobody", "containers": [container]},
@@ -88,3 +77,11 @@ async def set_ready(
     if started_s is not None:
         status["startTime"] = (now - timedelta(seconds=started_s)).strftime(_RFC3339)
     await kube.merge(kinds.POD, pod, {"status": status}, namespace, subresource="status")
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error, whose shape must be OpenAI's."""
+    assert response.headers["content-type"] == "application/json"
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return dict(error)
