@@ -315,6 +315,24 @@ async def test_a_lane_taken_out_of_the_spec_goes(stage: Stage, kube: Kube) -> No
     assert (await stage.deployment(stage.high))["spec"]["replicas"] == 1
 
 
+async def test_a_name_that_an_older_model_has_is_told_until_it_is_free(stage: Stage, kube: Kube) -> None:
+    await stage.standard()
+    mine = {"name": f"mine-{stage.tag}", "uri": "hf://org/llama", "aliases": [f"shared-{stage.tag}"]}
+    await stage.model("old", model=mine)
+    await asyncio.sleep(1.1)  # ages are whole seconds
+    await stage.model("young", model={**mine, "name": f"other-{stage.tag}"})
+
+    async def conditions(name: str) -> dict[str, str]:
+        found = (await kube.get(k.MODEL_DEPLOYMENT, name, stage.namespace)).get("status", {})
+        return {c["type"]: c["message"] for c in found.get("conditions", [])}
+
+    told = await eventually(lambda: conditions("young"), until=lambda c: "NamesTaken" in c)
+    assert f"shared-{stage.tag} (ModelDeployment {stage.namespace}/old)" in told["NamesTaken"]
+    assert "NamesTaken" not in await conditions("old")
+    await kube.delete(k.MODEL_DEPLOYMENT, "old", stage.namespace)
+    await eventually(lambda: conditions("young"), until=lambda c: "NamesTaken" not in c)
+
+
 async def test_what_is_not_enforced_is_said(stage: Stage) -> None:
     await stage.standard()
     await stage.model(profileRef={"name": "fitted"})

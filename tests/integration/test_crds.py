@@ -186,6 +186,34 @@ REFUSED = {
         "spec",
         "spec.model.uri must be set unless spec.engine.type is External",
     ),
+    "an alias that is the name": (
+        kinds.MODEL_DEPLOYMENT,
+        mdep(model={"name": "m", "uri": "hf://a/b", "aliases": ["n", "m"]}),
+        "spec.model",
+        "spec.model.aliases must not repeat spec.model.name",
+    ),
+    "an adapter that is an alias": (
+        kinds.MODEL_DEPLOYMENT,
+        mdep(
+            model={
+                "name": "m",
+                "uri": "hf://a/b",
+                "aliases": ["n"],
+                "adapters": [{"name": "n", "uri": "hf://a/n"}],
+            }
+        ),
+        "spec.model",
+        (
+            "spec.model.adapters[].name must differ from spec.model.name and spec.model.aliases:"
+            " a name that clients ask for stands for one thing"
+        ),
+    ),
+    "an adapter without weights": (
+        kinds.MODEL_DEPLOYMENT,
+        mdep(model={"name": "m", "uri": "hf://a/b", "adapters": [{"name": "n"}]}),
+        "spec",
+        "spec.model.adapters[].uri must be set unless spec.engine.type is External",
+    ),
     "adapters in Triton": (
         kinds.MODEL_DEPLOYMENT,
         mdep(

@@ -250,6 +250,26 @@ async def test_tritonclient_over_grpc(official):
     assert statistics.model_stats[0].inference_stats.success.count > 0
 
 
+async def test_tritonclient_streams(official):
+    async def asks():
+        for name, stream in (("llama", True), ("nobody", True), ("llama", False)):
+            flag = InferInput("stream", [1], "BOOL")
+            flag.set_data_from_numpy(np.array([stream]))
+            yield {
+                "model_name": name,
+                "inputs": [text_input("hi"), flag],
+                "parameters": {"max_tokens": 3, "ignore_eos": True},
+            }
+
+    got = [
+        str(error) if error else result.as_numpy("text_output")[0].decode()
+        async for result, error in official.stream_infer(asks())
+    ]
+    assert got[:3] == [" tok"] * 3
+    assert "unknown model: 'nobody'" in got[3]
+    assert got[4:] == ["hi tok tok tok"]
+
+
 async def test_tritonclient_loads_and_unloads(official):
     async def states() -> dict[str, str]:
         return {m.name: m.state for m in (await official.get_model_repository_index()).models}

@@ -12,6 +12,7 @@ from support.engines import LIMIT_S, EngineProcess, samples
 from support.ports import free_port
 from support.wait import eventually
 from tidegate.local.engines.common import count_tokens, draw_output
+from tidegate.picker.engines import read_report
 from tidegate.sim.drive import Arrival, drive
 from tidegate.sim.types import EngineConfig, Policy, Request
 
@@ -30,6 +31,9 @@ def url(tmp_path_factory) -> Iterator[str]:
         "2",
         "--max-model-len",
         "4096",
+        "--enable-lora",
+        "--lora-modules",
+        "sql=org/sql",
         "--swap-space",
         "4",
     ]
@@ -81,10 +85,27 @@ async def until(client, wanted: dict[str, float]) -> None:
 
 async def test_models_lists_every_served_name(client):
     answer = (await client.get("/v1/models")).json()
-    assert [(m["id"], m["root"], m["max_model_len"]) for m in answer["data"]] == [
-        ("llama", "/models/llama", 4096),
-        ("chat", "/models/llama", 4096),
+    assert [(m["id"], m["root"], m["max_model_len"], m["parent"]) for m in answer["data"]] == [
+        ("llama", "/models/llama", 4096, None),
+        ("chat", "/models/llama", 4096, None),
+        ("sql", "/models/llama", 4096, "llama"),
     ]
+
+
+async def test_an_adapter_is_served_by_its_name_and_shown_while_it_runs(client):
+    async def shown() -> tuple[str, ...]:
+        report = read_report((await client.get("/metrics")).text, 0.0)
+        assert report is not None
+        return report.adapters
+
+    assert await shown() == ()
+    async with client.stream(
+        "POST", "/v1/completions", json=completion(200, model="sql", stream=True)
+    ) as answer:
+        assert await shown() == ("sql",)
+        first = await anext(answer.aiter_lines())
+    assert json.loads(first.removeprefix("data: "))["model"] == "sql"
+    await eventually(shown, until=lambda found: found == ())
 
 
 async def test_a_whole_chat_answer(client):

@@ -344,6 +344,24 @@ async def test_a_request_waits_for_a_replica_that_is_starting(make_model: MakeMo
         await engine.stop()
 
 
+async def test_without_a_replica_it_is_said_when_one_is_expected(make_model: MakeModel) -> None:
+    model = await make_model([])
+    first = await make_pod(model.kube, model.namespace, model.name, LOW, 1, ready=False)
+    await set_ready(model.kube, model.namespace, first, True, started_s=40)  # a start takes 40 s
+
+    async def ready() -> bool:
+        return any(e["ready"] for e in model.picker.state()["endpoints"] if e["model"] == model.name)
+
+    await eventually(ready)
+    await model.kube.delete(kinds.POD, first, model.namespace)
+    second = await make_pod(model.kube, model.namespace, model.name, LOW, 2, ready=False)
+    await set_ready(model.kube, model.namespace, second, False, started_s=10)  # 30 s are left
+    refused = await model.both.chat(model.name)  # after the five seconds that its class waits
+    assert (refused.status_code, error_of(refused)["code"]) == (503, "NoReadyEndpoint")
+    assert 15 <= int(refused.headers["retry-after"]) <= 26
+    assert "one is expected in" in error_of(refused)["message"]
+
+
 async def test_envoy_s_own_errors_have_openai_s_shape(make_model: MakeModel) -> None:
     model = await make_model()
     await model.engines[0].kill()  # its pod still says that it is ready

@@ -77,7 +77,7 @@ class FakeEngine:
         assert transport is not None
         self._transports.add(transport)
         raw = await request.read()
-        body = orjson.loads(raw) if raw else {}
+        body = orjson.loads(raw) if raw and request.content_type == "application/json" else {}
         self.seen.append(Seen(request.path, {k.lower(): v for k, v in request.headers.items()}, body, raw))
         self.running += 1
         self.peak = max(self.peak, self.running)

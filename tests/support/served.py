@@ -1,11 +1,14 @@
 """What a served model needs of a cluster: accounts that may use classes, pods, tokens."""
 
 import uuid
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 import httpx
 
 from tidegate.adapters.kube import Kube, kinds
+
+_RFC3339: Final = "%Y-%m-%dT%H:%M:%SZ"
 
 
 async def token_for(
@@ -55,14 +58,24 @@ async def make_pod(
     return name
 
 
-async def set_ready(kube: Kube, namespace: str, pod: str, ready: bool) -> None:
-    condition = {"type": "Ready", "status": "True" if ready else "False"}
-    status = {
+async def set_ready(
+    kube: Kube, namespace: str, pod: str, ready: bool, *, started_s: float | None = None
+) -> None:
+    """Set a pod's readiness, as its kubelet would; `started_s`: so long ago it was started."""
+    now = datetime.now(UTC)
+    condition = {
+        "type": "Ready",
+        "status": "True" if ready else "False",
+        "lastTransitionTime": now.strftime(_RFC3339),
+    }
+    status: dict[str, object] = {
         "phase": "Running",
         "podIP": "127.0.0.1",
         "podIPs": [{"ip": "127.0.0.1"}],
         "conditions": [condition],
     }
+    if started_s is not None:
+        status["startTime"] = (now - timedelta(seconds=started_s)).strftime(_RFC3339)
     await kube.merge(kinds.POD, pod, {"status": status}, namespace, subresource="status")
 
 

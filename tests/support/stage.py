@@ -107,7 +107,7 @@ class Stage:
     async def model(self, name: str = "llama", **more: Any) -> Object:
         spec = {
             "poolRefs": [{"name": self.pool}],
-            "model": {"name": "llama", "uri": "hf://org/llama"},
+            "model": {"name": f"{name}-{self.tag}", "uri": "hf://org/llama"},
             "engine": {"type": "vLLM", "args": ["--max-num-seqs=16"]},
             "parallelism": {"tensor": 2},
             "classes": [

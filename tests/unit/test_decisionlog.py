@@ -166,5 +166,5 @@ def test_nothing_but_core_values_is_in_a_line() -> None:
     line = encode(ReportCall("a:1", EngineReport(0.5, 1, 2), 3, 4))
     assert line == (
         b'{"call":"report","address":"a:1","report":{"time_s":0.5,"running":1,"waiting":2,'
-        b'"kv_usage":null,"kv_tokens":null,"generated_tokens":null},"own_before":3,"own_tokens_before":4,"answer":null}\n'
+        b'"kv_usage":null,"kv_tokens":null,"generated_tokens":null,"adapters":[]},"own_before":3,"own_tokens_before":4,"answer":null}\n'
     )

@@ -33,6 +33,13 @@ KNOBS = Knobs()
         pytest.param(["--model=m", "--swap-space=4"], "not_emulated", ("--swap-space",), id="unknown with ="),
         pytest.param(["--model=m", "--seed", "-1"], "not_emulated", ("--seed",), id="negative value"),
         pytest.param(["--model=m", "--dtype", "bfloat16"], "not_emulated", (), id="harmless"),
+        pytest.param(
+            ["--model=m", "--enable-lora", "--lora-modules", "a=x/y", "b=z"],
+            "adapters",
+            ("a", "b"),
+            id="LoRA",
+        ),
+        pytest.param(["--model=m", "--lora-modules", "a=x"], "adapters", (), id="LoRA is off"),
     ],
 )
 def test_arguments(argv, field, expected):

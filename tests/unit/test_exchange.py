@@ -14,6 +14,7 @@ from support.ext_proc import (
     set_headers,
     streamed,
 )
+from tidegate.picker.errors import Code, RefusedError
 from tidegate.picker.exchange import (
     CHUNK_BYTES,
     SERVED_KEY,
@@ -24,6 +25,8 @@ from tidegate.picker.exchange import (
     Phase,
     ProtocolError,
 )
+
+NO = RefusedError(Code.MEMORY_FULL, "no room", retry_after_s=3)
 
 CHAT = b'{"model":"m"}'
 
@@ -103,7 +106,7 @@ def test_too_large_a_body_is_refused_at_once(declared: bool) -> None:
 
 
 ENDS = [
-    ("refused here", [], 429, False, Outcome.REFUSED),
+    ("refused here", [], 503, False, Outcome.REFUSED),
     ("left while it waited", [], 0, False, Outcome.CANCELLED),
     ("left before an answer", [], 0, True, Outcome.CANCELLED),
     ("answered", [response_headers(200), response_trailers()], 0, True, Outcome.ANSWERED),
@@ -121,20 +124,43 @@ def test_outcomes(messages: list, refused: int, dispatched: bool, expected: Outc
     if dispatched:
         exchange.send("a:1", headers={})
     if refused:
-        exchange.refuse(refused, "no", code="no", retry_after="3")
+        exchange.refuse(NO)
     for message in messages:
         assert len(exchange.feed(message)) == 1
     assert exchange.outcome(dispatched) is expected
 
 
 def test_a_refusal_has_the_protocol_s_shape_and_its_headers() -> None:
-    exchange = Exchange()
+    exchange = Exchange(request_id="r-1")
     exchange.feed(request_headers("/v2/models/m/infer", end=True))
-    [reply] = exchange.refuse(429, "no room", code="QueueFull", retry_after="3")
+    [reply] = exchange.refuse(NO)
     immediate = reply.immediate_response
     assert orjson.loads(immediate.body) == {"error": "no room"}
     named = {o.header.key: o.header.raw_value for o in immediate.headers.set_headers}
-    assert named == {"content-type": b"application/json", "retry-after": b"3"}
+    assert named == {
+        "content-type": b"application/json",
+        "retry-after": b"3",
+        "x-request-id": b"r-1",
+        "x-tidegate-code": b"memory_full",
+    }
+
+
+@pytest.mark.parametrize(("given", "expected"), [({"x_request_id": "mine"}, "mine"), ({}, "r-1")])
+def test_the_response_says_what_became_of_the_request(given: dict[str, str], expected: str) -> None:
+    exchange = Exchange(request_id="r-1")
+    exchange.feed(request_headers(**given))
+    for message in request_body([CHAT]):
+        exchange.feed(message)
+    [headers, _] = exchange.send("a:1", headers={})
+    # Envoy sends on what it had.
+    assert set_headers(headers).get("x-request-id") == (None if given else expected)
+    exchange.told["x-tidegate-qos"] = "low"
+    [reply] = exchange.feed(response_headers())
+    told = {
+        o.header.key: o.header.raw_value.decode()
+        for o in reply.response_headers.response.header_mutation.set_headers
+    }
+    assert told == {"x-request-id": expected, "x-tidegate-qos": "low"}
 
 
 @pytest.mark.parametrize(
@@ -153,7 +179,7 @@ def test_nothing_is_sent_twice_or_answered_after_it_was_sent() -> None:
     with pytest.raises(ProtocolError):
         exchange.send("a:1", headers={})
     with pytest.raises(ProtocolError):
-        exchange.refuse(429, "late", code="late")
+        exchange.refuse(NO)
 
 
 # ── what other gateways do ──────────────────────────────────────────────────────────────────────
@@ -198,6 +224,17 @@ def test_who_served_is_believed_only_of_those_that_were_named(told: object, else
     assert exchange.elsewhere == elsewhere
 
 
+def test_the_endpoint_that_is_shown_is_the_one_that_served() -> None:
+    exchange = held()
+    exchange.told["x-tidegate-endpoint"] = "a:1"
+    exchange.send("a:1", "b:1", headers={})
+    message = response_headers()
+    message.metadata_context.filter_metadata["envoy.lb"].update({SERVED_KEY: "b:1"})
+    [reply] = exchange.feed(message)
+    [option] = reply.response_headers.response.header_mutation.set_headers
+    assert (option.header.key, option.header.raw_value) == ("x-tidegate-endpoint", b"b:1")
+
+
 def buffered() -> Exchange:
     exchange = Exchange()
     first = request_headers()
@@ -232,8 +269,8 @@ def test_where_bodies_are_buffered_the_body_s_reply_has_the_endpoint(
 def test_a_buffered_body_may_be_refused() -> None:
     exchange = buffered()
     exchange.feed(request_body([CHAT])[0])
-    [reply] = exchange.refuse(429, "no room", code="QueueFull")
-    assert reply.immediate_response.status.code == 429
+    [reply] = exchange.refuse(NO)
+    assert reply.immediate_response.status.code == 503
 
 
 @pytest.mark.parametrize("size", [0, 10, 2 * CHUNK_BYTES + 1])

@@ -7,6 +7,7 @@ import pytest
 from tidegate.core.pick import Candidate, Need, NoRoom, Place, Traffic, allot, choose, headroom, slots_needed
 
 HIGH = Need("high", 0, 100, 100, urgent=True)
+ADAPTED = Need("high", 0, 100, 100, urgent=True, spill_s=0.3, adapter="sql")
 SOON = Need("high", 0, 100, 100, urgent=True, spill_s=0.3)
 LOW = Need("low", 2, 3000, 256)
 
@@ -44,6 +45,22 @@ CASES: list[tuple[str, Need, list[Candidate], str | NoRoom]] = [
     ("low takes the emptier of its lanes", LOW, [at("a", kv_used=9_000), at("b", kv_used=8_000)], "b"),
     ("high goes where its first token is soonest", HIGH, [own("a", ttft_s=0.3), at("b", ttft_s=0.2)], "b"),
     ("high prefers its lane when that is equal", HIGH, [at("a"), own("b")], "b"),
+    (
+        "an adapter that is loaded goes first",
+        ADAPTED,
+        [at("a", ttft_s=0.1), at("b", ttft_s=0.2, has_adapter=True)],
+        "b",
+    ),
+    ("but not beyond the front", ADAPTED, [at("a", front=True), at("b", has_adapter=True)], "a"),
+    ("nor without room", ADAPTED, [at("a"), at("b", has_adapter=True, used=16)], "a"),
+    ("low too", Need("low", 2, 9, 9, adapter="sql"), [at("a"), at("b", has_adapter=True, kv_used=9)], "b"),
+    (
+        "low stays in its lane",
+        Need("low", 2, 9, 9, adapter="sql"),
+        [at("a"), own("b", has_adapter=True)],
+        "a",
+    ),
+    ("who wants no adapter does not mind", SOON, [at("a"), at("b", has_adapter=True)], "a"),
     ("high stays on the front", SOON, [at("a", ttft_s=0.1), at("b", ttft_s=0.2, front=True)], "b"),
     ("and spills when it waits there", SOON, [at("a", ttft_s=0.1), at("b", ttft_s=0.4, front=True)], "a"),
     ("to the soonest of all", SOON, [at("a", ttft_s=0.5), at("b", ttft_s=0.4, front=True)], "b"),

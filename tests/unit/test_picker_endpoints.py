@@ -6,7 +6,7 @@ import pytest
 
 from tidegate.api.modeldeployment import ModelDeployment
 from tidegate.core.types import Objectives, QoSClass
-from tidegate.facts.endpoints import World, world
+from tidegate.facts.endpoints import World, names_taken, start_times, world
 
 CLASSES = {name: QoSClass(name, rank) for rank, name in enumerate(("low", "mid", "high"))}
 
@@ -197,3 +197,108 @@ def test_whether_waiting_makes_sense(
 def test_what_the_controller_notes_on_a_pod(notes: dict[str, str], lent: bool, draining: bool) -> None:
     [endpoint] = see([deployment()], pod(annotations=notes)).endpoints
     assert (endpoint.lent, endpoint.draining) == (lent, draining)
+
+
+# ── the engine's names, ports and starts ────────────────────────────────────────────────────────
+
+ALIASED = {"name": "m", "uri": "pvc://a/b", "aliases": ["n"]}
+EXTERNAL = {"type": "External", "endpoints": {"selector": {"matchLabels": {"app": "x"}}, "port": 9000}}
+NAMES: list[tuple[str, dict[str, Any], dict[str, str]]] = [
+    ("vLLM is told the aliases", {"model": ALIASED}, {}),
+    ("Triton is not", {"model": ALIASED, "engine": {"type": "Triton"}}, {"n": "m"}),
+    ("nor is what somebody else runs", {"model": ALIASED, "engine": EXTERNAL}, {"n": "m"}),
+    ("a name of its own", {"model": {**ALIASED, "engineName": "x/y"}}, {"m": "x/y", "n": "x/y"}),
+    (
+        "an adapter's own name",
+        {"model": {**ALIASED, "adapters": [{"name": "sql", "engineName": "v7"}, {"name": "law"}]}},
+        {"sql": "v7"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "expected"), [n[1:] for n in NAMES], ids=[n[0] for n in NAMES])
+def test_what_the_engine_calls_it(spec: dict[str, Any], expected: dict[str, str]) -> None:
+    served = see([deployment(**spec)]).models["ns", "m"]
+    assert served.engine_names == expected
+    for name in served.names:
+        assert served.engine_name(name) == expected.get(name, name)
+
+
+def test_an_adapter_is_known_by_the_engine_s_name() -> None:
+    model = {**ALIASED, "adapters": [{"name": "sql", "engineName": "v7"}]}
+    served = see([deployment(model=model)]).models["ns", "m"]
+    assert [served.adapter(name) for name in ("m", "n", "sql")] == ["", "", "v7"]
+
+
+def test_names_that_an_older_model_has() -> None:
+    ours = deployment("m", "young", day=2, model={**ALIASED, "name": "m", "aliases": ["n", "free"]})
+    theirs = deployment("m", "old", day=1, model=ALIASED)
+    for order in ([ours, theirs], [theirs, ours]):
+        assert names_taken(order) == {("young", "m"): {"m": ("old", "m"), "n": ("old", "m")}}
+
+
+GRPC: list[tuple[str, dict[str, Any], dict[str, int], str | None]] = [
+    ("Triton's port by its name", {"type": "Triton"}, {"http": 8000, "grpc": 8001}, "10.0.0.1:8001"),
+    ("no such port", {"type": "Triton"}, {"http": 8000}, None),
+    ("vLLM's is none of KServe", {"type": "vLLM"}, {"http": 8000, "grpc": 8001}, None),
+]
+
+
+@pytest.mark.parametrize(("engine", "ports", "expected"), [g[1:] for g in GRPC], ids=[g[0] for g in GRPC])
+def test_where_grpc_is_spoken(engine: dict[str, Any], ports: dict[str, int], expected: str | None) -> None:
+    found = see([deployment(engine=engine)], pod(ports=ports))
+    assert found.grpc_addresses.get("10.0.0.1:8000") == expected
+    assert found.ready(("ns", "m"), grpc=True) == (["10.0.0.1:8000"] if expected else [])
+    assert found.ready() == ["10.0.0.1:8000"]
+
+
+def test_an_external_engine_s_grpc_port_is_given() -> None:
+    endpoints = {**EXTERNAL["endpoints"], "grpcPort": 9001}
+    engine = {**EXTERNAL, "endpoints": endpoints, "protocol": "KServeV2"}
+    found = see([deployment(engine=engine)], pod(labels={"app": "x"}))
+    assert found.grpc_addresses == {"10.0.0.1:9000": "10.0.0.1:9001"}
+
+
+def timed(started: str | None, ready_at: str | None, **more: Any) -> dict[str, Any]:
+    """A pod with the times of its start, in seconds of one minute."""
+    raw = pod(ready=ready_at is not None, **more)
+    if started is not None:
+        raw["status"]["startTime"] = f"2026-01-01T00:00:{started}Z"
+    if ready_at is not None:
+        raw["status"]["conditions"][0]["lastTransitionTime"] = f"2026-01-01T00:00:{ready_at}Z"
+    return raw
+
+
+STARTS: list[tuple[str, list[dict[str, Any]], float | None, float | None]] = [
+    ("none ready", [timed("10", None)], None, 20.0),
+    ("the shortest counts", [timed("00", "40"), timed("00", "12", ip="10.0.0.2")], 12.0, None),
+    ("the foremost of two", [timed("25", None), timed("10", None, ip="10.0.0.2")], None, 20.0),
+    (
+        "one that goes is not coming",
+        [timed("10", None, deletionTimestamp="2026-01-01T00:00:00Z")],
+        None,
+        None,
+    ),
+    ("one that failed is not coming", [timed("10", None, phase="Failed")], None, None),
+    ("not begun", [timed(None, None)], None, None),
+    ("both", [timed("00", "08"), timed("27", None, ip="10.0.0.2")], 8.0, 3.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("pods", "start_s", "starting_s"), [s[1:] for s in STARTS], ids=[s[0] for s in STARTS]
+)
+def test_how_long_a_start_takes(
+    pods: list[dict[str, Any]], start_s: float | None, starting_s: float | None
+) -> None:
+    one = deployment()
+    now_s = one.metadata.creation_timestamp.timestamp() + 30  # type: ignore[union-attr]
+    starts = start_times([one], pods, {})
+    assert starts.get(("ns", "m")) == start_s
+    model = world([one], pods, CLASSES, None, starts, now_s).flow_models["ns", "m"]
+    assert (model.start_s, model.starting_s) == (start_s, starting_s)
+
+
+def test_a_start_is_remembered_while_nothing_is_ready_and_forgotten_with_its_model() -> None:
+    known = {("ns", "m"): 12.0, ("ns", "gone"): 3.0}
+    assert start_times([deployment()], [timed("00", None)], known) == {("ns", "m"): 12.0}

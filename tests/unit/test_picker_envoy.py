@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tidegate.picker.service import VLLM_PRIORITY_HEADER
+from tidegate.picker.handover import VLLM_PRIORITY_HEADER
 from tidegate.render.envoy import AGAIN_HEADER, DESTINATION_HEADER, bootstrap
 
 
@@ -15,8 +15,12 @@ def manager(config: dict[str, Any], name: str = "admission") -> dict[str, Any]:
     return listener["filter_chains"][0]["filters"][0]["typed_config"]
 
 
+def routes(config: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return manager(config, name)["route_config"]["virtual_hosts"][0]["routes"]
+
+
 def route(config: dict[str, Any], name: str) -> dict[str, Any]:
-    return manager(config, name)["route_config"]["virtual_hosts"][0]["routes"][0]
+    return routes(config, name)[-1]
 
 
 def test_internal_headers_are_removed_before_anything_acts_on_them() -> None:
@@ -63,7 +67,21 @@ def test_only_what_ended_before_an_answer_is_tried_again_and_no_client_is_told()
     again = [
         m for m in mappers if any(h["header"]["key"] == AGAIN_HEADER for h in m.get("headers_to_add", []))
     ]
-    assert again == mappers[:2]
+    assert again == [*mappers[:2], *mappers[3:5]]
+
+
+def test_grpc_goes_the_same_way_over_http_2() -> None:
+    config = built()
+    clusters = {c["name"]: c for c in config["static_resources"]["clusters"]}
+    for name, to in (("gateway", "admission"), ("admission", "engines")):
+        grpc, other = routes(config, name)
+        assert grpc["match"] == {"prefix": "/", "grpc": {}}
+        assert (grpc["route"]["cluster"], other["route"]["cluster"]) == (f"{to}-grpc", to)
+        assert {**grpc["route"], "cluster": to} == other["route"]
+        [options] = clusters[f"{to}-grpc"]["typed_extension_protocol_options"].values()
+        assert "http2_protocol_options" in options["explicit_http_config"]
+    shapes = [m["body_format_override"] for m in manager(config)["local_reply_config"]["mappers"]]
+    assert ["json_format" in s for s in shapes] == [False] * 3 + [True] * 5
 
 
 def test_defaults_are_closed() -> None:

@@ -16,8 +16,9 @@ from tidegate.core.load import EngineReport
 from tidegate.core.types import QoSClass
 from tidegate.facts.endpoints import ServedModel, World
 from tidegate.picker.desk import Desk
+from tidegate.picker.handover import VLLM_PRIORITY_HEADER
 from tidegate.picker.identity import Identity
-from tidegate.picker.service import VLLM_PRIORITY_HEADER, Service, Settings
+from tidegate.picker.service import Service, Settings
 from tidegate.render.envoy import DESTINATION_HEADER
 
 KEY = ("ns", "m")
@@ -41,6 +42,11 @@ JWT = parse(
         }
     }
 )
+
+
+def told(reply: pb.ProcessingResponse) -> dict[str, str]:
+    """What the engine is told, beside the request's id."""
+    return {name: value for name, value in set_headers(reply).items() if name != "x-request-id"}
 
 
 class Server:
@@ -140,7 +146,7 @@ RAISES = {
 async def test_no_header_makes_a_caller_more_than_its_token(forged: list[tuple[str, str]]) -> None:
     first, *_ = await ask([*forged, POOR])
     assert first.WhichOneof("response") == "request_headers"
-    assert set_headers(first) == {DESTINATION_HEADER: "10.0.0.1:8000", VLLM_PRIORITY_HEADER: PRIORITY["low"]}
+    assert told(first) == {DESTINATION_HEADER: "10.0.0.1:8000", VLLM_PRIORITY_HEADER: PRIORITY["low"]}
     taken = set(first.request_headers.response.header_mutation.remove_headers)
     assert "authorization" in taken
     ours = {n.lower() for n, _ in forged if n.lower().startswith(("x-tidegate-", "x-gateway-", "x-vllm-"))}
@@ -200,7 +206,7 @@ async def test_metadata_and_attributes_say_nothing() -> None:
         struct.update({"user": "vip", "sub": "vip", "class": "high", DESTINATION_HEADER: "10.9.9.9:80"})
         first.attributes[namespace].update({"user": "vip"})
     reply, *_ = await serve(first)
-    assert set_headers(reply) == {DESTINATION_HEADER: "10.0.0.1:8000", VLLM_PRIORITY_HEADER: PRIORITY["low"]}
+    assert told(reply) == {DESTINATION_HEADER: "10.0.0.1:8000", VLLM_PRIORITY_HEADER: PRIORITY["low"]}
     assert reply.dynamic_metadata["envoy.lb"][DESTINATION_HEADER] == "10.0.0.1:8000"
 
 

@@ -1,4 +1,4 @@
-"""Paths, bodies and error shapes of the two protocols; classes; reports of engines."""
+"""Paths and bodies of the protocols; classes; reports of engines."""
 
 from typing import Any
 
@@ -10,16 +10,18 @@ from tidegate.core.types import QoSClass, TenantFrom, Tenants
 from tidegate.facts.endpoints import ServedModel
 from tidegate.picker import classify
 from tidegate.picker.engines import read_report
+from tidegate.picker.errors import KSERVE, OPENAI, Code, RefusedError
 from tidegate.picker.identity import Caller
 from tidegate.picker.protocols import (
-    KSERVE,
-    OPENAI,
-    BadRequestError,
+    ListedModel,
+    Reads,
     Wants,
-    error_body,
+    engine_path,
+    for_engine,
+    model_list,
     read_body,
+    read_form,
     route,
-    with_priority,
 )
 
 ROUTES = [
@@ -31,6 +33,35 @@ ROUTES = [
     ("GET", "/v1/models", OPENAI, Wants.MODEL_LIST, None),
     ("GET", "/v1/models/org%2Fm", OPENAI, Wants.MODEL, "org/m"),
     ("GET", "/metrics", OPENAI, Wants.NOTHING_WE_HAVE, None),
+    *(
+        ("POST", path, OPENAI, Wants.INFERENCE, None)
+        for path in (
+            "/v1/responses",
+            "/v1/embeddings",
+            "/v1/rerank",
+            "/rerank",
+            "/v2/rerank",
+            "/v1/score",
+            "/score",
+            "/classify",
+            "/pooling",
+            "/v1/audio/transcriptions",
+            "/v1/audio/translations",
+        )
+    ),
+    ("POST", "/tokenize", OPENAI, Wants.ASIDE, None),
+    ("POST", "/detokenize", OPENAI, Wants.ASIDE, None),
+    ("GET", "/tokenize", OPENAI, Wants.NOTHING_WE_HAVE, None),
+    ("GET", "/v1/responses/resp_1", OPENAI, Wants.NOTHING_WE_HAVE, None),
+    ("GET", "/v2", KSERVE, Wants.SERVER, None),
+    ("GET", "/v2/", KSERVE, Wants.SERVER, None),
+    ("GET", "/v2x", OPENAI, Wants.NOTHING_WE_HAVE, None),
+    ("GET", "/v2/models/m", KSERVE, Wants.ASIDE, "m"),
+    ("GET", "/v2/models/m/versions/3", KSERVE, Wants.ASIDE, "m"),
+    ("GET", "/v2/models/m/config", KSERVE, Wants.ASIDE, "m"),
+    ("GET", "/v2/models/m/versions/3/stats", KSERVE, Wants.ASIDE, "m"),
+    ("GET", "/v2/models/m/versions/3/ready", KSERVE, Wants.MODEL_READY, "m"),
+    ("GET", "/v2/models/m/versions/..%2F..%2Frepository", KSERVE, Wants.NOTHING_WE_HAVE, None),
     ("POST", "/v2/models/m/infer", KSERVE, Wants.INFERENCE, "m"),
     ("POST", "/v2/models/m/versions/3/infer", KSERVE, Wants.INFERENCE, "m"),
     ("POST", "/v2/models/m/generate_stream", KSERVE, Wants.INFERENCE, "m"),
@@ -46,6 +77,41 @@ def test_route(method: str, path: str, protocol: str, wants: Wants, model: str |
     assert (found.protocol, found.wants, found.model) == (protocol, wants, model)
 
 
+GRPC_ROUTES = [
+    ("ModelInfer", Wants.INFERENCE, Reads.INFER_MESSAGE, False, False),
+    ("ModelStreamInfer", Wants.INFERENCE, Reads.INFER_MESSAGE, True, False),
+    ("ModelReady", Wants.ASIDE, Reads.NAME_MESSAGE, False, True),
+    ("ModelMetadata", Wants.ASIDE, Reads.NAME_MESSAGE, False, False),
+    ("ModelConfig", Wants.ASIDE, Reads.NAME_MESSAGE, False, False),
+    ("ServerLive", Wants.ANY_ENGINE, Reads.NOTHING, False, True),
+    ("ServerReady", Wants.ANY_ENGINE, Reads.NOTHING, False, True),
+    ("RepositoryModelUnload", Wants.NOTHING_WE_HAVE, Reads.OPENAI, False, False),
+    ("SystemSharedMemoryRegister", Wants.NOTHING_WE_HAVE, Reads.OPENAI, False, False),
+]
+
+
+@pytest.mark.parametrize(("method", "wants", "reads", "streams", "anybody"), GRPC_ROUTES)
+def test_grpc_route(method: str, wants: Wants, reads: Reads, streams: bool, anybody: bool) -> None:
+    found = route("POST", f"/inference.GRPCInferenceService/{method}", "application/grpc+proto")
+    assert (found.wants, found.reads, found.streams, found.open) == (wants, reads, streams, anybody)
+    assert (found.protocol, found.grpc) == (KSERVE, True)
+    for other in ("application/json", "application/grpc-web+proto", ""):
+        plain = route("POST", f"/inference.GRPCInferenceService/{method}", other)
+        assert (plain.wants, plain.grpc) == (Wants.NOTHING_WE_HAVE, False)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/v2/models/m/infer", "/v2/models/org%2Fn/infer"),
+        ("/v2/models/m/versions/3/generate?x=%2F", "/v2/models/org%2Fn/versions/3/generate?x=%2F"),
+        ("/v2/models/m", "/v2/models/org%2Fn"),
+    ],
+)
+def test_the_path_with_the_engine_s_name(path: str, expected: str) -> None:
+    assert engine_path(path, "org/n") == expected
+
+
 BODIES: list[tuple[str, dict[str, Any], tuple[int, int]]] = [
     ("text in messages", {"messages": [{"role": "user", "content": "x" * 396}], "max_tokens": 7}, (100, 7)),
     ("text in parts", {"messages": [{"content": [{"type": "text", "text": "x" * 36}]}]}, (10, 256)),
@@ -53,6 +119,7 @@ BODIES: list[tuple[str, dict[str, Any], tuple[int, int]]] = [
     ("newer name of the limit", {"prompt": "abcd", "max_completion_tokens": 9}, (1, 9)),
     ("several answers", {"prompt": "abcd", "max_tokens": 9, "n": 3}, (1, 27)),
     ("nonsense is the engine's to refuse", {"prompt": "abcd", "max_tokens": "many", "n": -1}, (1, 256)),
+    ("instructions count", {"input": "x" * 20, "instructions": "x" * 20, "max_output_tokens": 5}, (10, 5)),
     ("not ASCII", {"prompt": "潮" * 4}, (3, 256)),
     ("nothing", {}, (1, 256)),
 ]
@@ -64,9 +131,33 @@ def test_openai_body(body: dict[str, Any], expected: tuple[int, int]) -> None:
     assert (found.model, found.prompt_tokens, found.output_tokens) == ("m", *expected)
 
 
-def test_embeddings_make_no_output() -> None:
-    found = read_body(route("POST", "/v1/embeddings"), b'{"model":"m","input":"abcd"}')
-    assert (found.prompt_tokens, found.output_tokens) == (1, 0)
+PREFILL_ONLY: list[tuple[str, dict[str, Any], int]] = [
+    ("/v1/embeddings", {"input": "abcd"}, 1),
+    ("/v1/embeddings", {"input": ["abcd", "abcd"]}, 2),
+    ("/pooling", {"input": [1, 2, 3]}, 3),
+    ("/v1/rerank", {"query": "abcd", "documents": ["abcdefgh", "abcd"]}, 5),
+    ("/v2/rerank", {"query": "abcd", "documents": "abcd"}, 2),
+    ("/score", {"text_1": "abcd", "text_2": ["abcd"] * 3}, 6),
+    ("/v1/score", {"queries": "abcd", "documents": ["abcd"]}, 2),
+    ("/tokenize", {"prompt": "abcdefgh"}, 2),
+    ("/detokenize", {"tokens": [1, 2]}, 1),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "expected"), PREFILL_ONLY)
+def test_what_makes_no_output(path: str, body: dict[str, Any], expected: int) -> None:
+    found = read_body(route("POST", path), orjson.dumps({"model": "m", "stream": True, **body}))
+    assert (found.prompt_tokens, found.output_tokens, found.streamed) == (expected, 0, False)
+
+
+def test_a_form_is_told_by_its_headers() -> None:
+    found = read_form({"x-tidegate-model": " whisper "}, 32_000)
+    assert (found.model, found.prompt_tokens, found.streamed) == ("whisper", 100, False)
+    found = read_form({"x-gateway-model-name": "w", "accept": "text/event-stream"}, 1)
+    assert (found.model, found.prompt_tokens, found.streamed) == ("w", 1, True)
+    with pytest.raises(RefusedError, match="header x-tidegate-model must name the model") as raised:
+        read_form({"x-tidegate-model": ""}, 9)
+    assert raised.value.code is Code.MODEL_REQUIRED
 
 
 def test_kserve_body_names_its_size() -> None:
@@ -76,39 +167,46 @@ def test_kserve_body_names_its_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "code", "words"),
     [
-        pytest.param(b"", "not valid JSON", id="empty"),
-        pytest.param(b"\xff\xfe", "not valid JSON", id="bytes"),
-        pytest.param(b"[]", "JSON object", id="a list"),
-        pytest.param(b'{"model":3}', "model must be a string", id="model is a number"),
-        pytest.param(b'{"model":""}', "model must be a string", id="model is empty"),
+        pytest.param(b"", Code.INVALID_JSON, "not valid JSON", id="empty"),
+        pytest.param(b"\xff\xfe", Code.INVALID_JSON, "not valid JSON", id="bytes"),
+        pytest.param(b"[" * 5000, Code.INVALID_JSON, "not valid JSON", id="no end of it"),
+        pytest.param(b"[]", Code.INVALID_BODY, "JSON object", id="a list"),
+        pytest.param(b"{}", Code.MODEL_REQUIRED, "model must be a string", id="no model"),
+        pytest.param(b'{"model":3}', Code.MODEL_REQUIRED, "model must be a string", id="model is a number"),
+        pytest.param(b'{"model":""}', Code.MODEL_REQUIRED, "model must be a string", id="model is empty"),
     ],
 )
-def test_bad_bodies(body: bytes, words: str) -> None:
-    with pytest.raises(BadRequestError, match=words):
+def test_bad_bodies(body: bytes, code: Code, words: str) -> None:
+    with pytest.raises(RefusedError, match=words) as raised:
         read_body(route("POST", "/v1/chat/completions"), body)
+    assert raised.value.code is code
 
 
 def test_priority_goes_into_triton_s_json_and_leaves_tensors_alone() -> None:
-    assert with_priority(b'{"id":"1"}', 2) == (b'{"id":"1","parameters":{"priority":2}}', None)
-    body, length = with_priority(b'{"parameters":{"a":1}}\x00\x01', 1, 22)
+    assert for_engine(b'{"id":"1"}', priority=2) == (b'{"id":"1","parameters":{"priority":2}}', None)
+    body, length = for_engine(b'{"parameters":{"a":1}}\x00\x01', 22, priority=1)
     assert body == b'{"parameters":{"a":1,"priority":1}}\x00\x01'
     assert length == 35
 
 
-@pytest.mark.parametrize(
-    ("status", "kind"),
-    [
-        (400, "invalid_request_error"),
-        (401, "authentication_error"),
-        (429, "rate_limit_error"),
-        (503, "server_error"),
-    ],
-)
-def test_error_shape(status: int, kind: str) -> None:
-    error = orjson.loads(error_body(OPENAI, status, "why"))["error"]
-    assert (error["type"], error["message"], error["param"]) == (kind, "why", None)
+def test_the_engine_s_name_goes_into_the_body_and_the_rest_stays() -> None:
+    body = orjson.dumps({"model": "alias", "seed": 2**63 - 1, "temperature": 0.1, "x": None})
+    made, _ = for_engine(body, model="org/m")
+    assert orjson.loads(made) == {**orjson.loads(body), "model": "org/m"}
+
+
+def test_a_body_that_cannot_be_written_again_is_the_client_s_mistake() -> None:
+    deep = b'{"model":"m","x":' + b"[" * 400 + b"]" * 400 + b"}"
+    assert read_body(route("POST", "/v1/completions"), deep).model == "m"
+    with pytest.raises(RefusedError, match="nested too deep"):
+        for_engine(deep, model="n")
+
+
+def test_an_adapter_is_listed_with_its_parent() -> None:
+    listed = orjson.loads(model_list([ListedModel("m", 7.0), ListedModel("sql", 7.0, "m")]))["data"]
+    assert [(m["id"], m["parent"], m["created"]) for m in listed] == [("m", None, 7), ("sql", "m", 7)]
 
 
 # ── classes ─────────────────────────────────────────────────────────────────────────────────────
@@ -201,6 +299,11 @@ vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="100"} 1.0
 vllm:cache_config_info{block_size="16",engine="1",num_gpu_blocks="100"} 1.0
 vllm:time_to_first_token_seconds_bucket{le="0.1"} 4
 """
+LORA = """
+vllm:num_requests_running 0
+vllm:lora_requests_info{max_lora="4",running_lora_adapters="old",waiting_lora_adapters=""} 1.7e9
+vllm:lora_requests_info{max_lora="4",running_lora_adapters="sql,law",waiting_lora_adapters="sql"} 1.8e9
+"""
 UNMEASURED = """
 vllm:num_requests_running 0
 vllm:cache_config_info{block_size="16",num_gpu_blocks="None"} 1
@@ -212,6 +315,7 @@ REPORTS = [
         UNMEASURED,
         EngineReport(9.0, 0, 0),
     ),
+    ("vLLM with LoRA: the newest sample", LORA, EngineReport(9.0, 0, 0, adapters=("law", "sql"))),
     ("Triton", 'nv_inference_pending_request_count{model="m"} 4\n', EngineReport(9.0, 0, 4)),
     ("something else", "go_goroutines 4\n", None),
 ]

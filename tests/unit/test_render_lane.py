@@ -1,6 +1,7 @@
 """What a model and a class become: the Deployment of a lane, the Service, the PriorityClass."""
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -139,6 +140,36 @@ def test_a_users_port_is_the_containers_port() -> None:
     assert ports == [{"name": "http", "containerPort": 9000}]
 
 
+NAMES: list[tuple[dict[str, Any], list[str], list[str]]] = [
+    ({"aliases": ["n"]}, ["m", "n"], []),
+    ({"aliases": ["n"], "engineName": "x/y"}, ["x/y"], []),
+    (
+        {
+            "adapters": [
+                {"name": "sql", "uri": "hf://a/b"},
+                {"name": "law", "engineName": "v7", "uri": "s3://c/d"},
+            ]
+        },
+        ["m"],
+        ["sql=a/b", "v7=s3://c/d"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "served", "modules"), NAMES)
+def test_vllm_is_told_the_names_it_answers_to(
+    fields: dict[str, Any], served: list[str], modules: list[str]
+) -> None:
+    args = engine_of(render(mdep(model={"name": "m", "uri": "hf://a/m", **fields})))["args"]
+
+    def values(flag: str) -> list[str]:
+        rest = args[args.index(flag) + 1 :] if flag in args else []
+        return list(itertools.takewhile(lambda a: not a.startswith("--"), rest))
+
+    assert (values("--served-model-name"), values("--lora-modules")) == (served, modules)
+    assert ("--enable-lora" in args) is bool(modules)
+
+
 def test_triton_is_run_probed_and_measured_in_its_own_way() -> None:
     model = {"name": "m", "uri": "pvc://models/ranker"}
     deployment = render(mdep(model=model, engine={"type": "Triton"}))
@@ -147,7 +178,11 @@ def test_triton_is_run_probed_and_measured_in_its_own_way() -> None:
     assert "--model-repository=/models/ranker" in engine["args"]
     assert engine["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": "http"}
     assert engine["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
-    assert {p["name"]: p["containerPort"] for p in engine["ports"]} == {"http": 8000, "metrics": 8002}
+    assert {p["name"]: p["containerPort"] for p in engine["ports"]} == {
+        "http": 8000,
+        "grpc": 8001,
+        "metrics": 8002,
+    }
     claim = {"name": "models", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}}
     assert claim in deployment["spec"]["template"]["spec"]["volumes"]
 

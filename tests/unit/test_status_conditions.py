@@ -94,6 +94,14 @@ def status_of(
     return model_status(facts or model_facts(), plan or plan_of(), outcome or Outcome(), lanes, NOW)
 
 
+def test_names_that_lead_elsewhere_are_told() -> None:
+    facts = model_facts(taken={"m": ("old", "m"), "n": ("old", "x")})
+    [found] = [c for c in status_of(facts)["conditions"] if c["type"] == "NamesTaken"]
+    assert (found["status"], found["reason"]) == ("True", "ServedElsewhere")
+    assert "m (ModelDeployment old/m), n (ModelDeployment old/x)" in found["message"]
+    assert not [c for c in status_of()["conditions"] if c["type"] == "NamesTaken"]
+
+
 def summary(status: Object) -> tuple[str, str]:
     ready = status["conditions"][0]
     return ready["status"], ready["reason"]

@@ -101,6 +101,10 @@ class Endpoints(Spec):
         ),
     )
     port: Annotated[int, Field(ge=1, le=65535)] = Field(description="Port that they serve on.")
+    grpc_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        default=None,
+        description="Port that they serve KServe v2 over gRPC on. Left out: the container port named grpc.",
+    )
 
 
 class Engine(Spec):

@@ -73,17 +73,50 @@ class Adapter(Spec):
     """A LoRA adapter that is served beside its model."""
 
     name: ServedName = Field(description="Name that clients ask for.")
-    uri: Uri = Field(description="Where its weights are.")
+    uri: Uri | None = Field(
+        default=None, description="Where its weights are. Left out only with engine.type External."
+    )
+    engine_name: ServedName | None = Field(
+        default=None,
+        description="What the engine calls it; requests are rewritten. Left out: the same as clients.",
+    )
+
+    @property
+    def effective_engine_name(self) -> str:
+        """What the engine calls it, after defaults."""
+        return self.engine_name or self.name
 
 
 class Model(Spec):
     """What is served, and by which names."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.aliases) || !(self.name in self.aliases)",
+                "spec.model.aliases must not repeat spec.model.name",
+            ),
+            rule(
+                "!has(self.adapters) || self.adapters.all(a, a.name != self.name"
+                " && (!has(self.aliases) || !(a.name in self.aliases)))",
+                "spec.model.adapters[].name must differ from spec.model.name and spec.model.aliases:"
+                " a name that clients ask for stands for one thing",
+            ),
+        )
+    )
 
     name: ServedName = Field(description="Name that clients ask for, such as meta-llama/Llama-3.1-8B.")
     aliases: Annotated[list[ServedName], Field(max_length=16)] = Field(
         default_factory=list,
         description="Further names that clients may ask for.",
         json_schema_extra={_MAP: "set"},
+    )
+    engine_name: ServedName | None = Field(
+        default=None,
+        description=(
+            "What the engine calls the model; requests for name and aliases are rewritten to it. Left out:"
+            " name, and vLLM knows the aliases too."
+        ),
     )
     uri: Uri | None = Field(
         default=None, description="Where the weights are: hf://, s3://, gs://, oci:// or pvc://."
@@ -102,6 +135,11 @@ class Model(Spec):
     def served_names(self) -> tuple[str, ...]:
         """Every name that a client may ask for: the model's, its aliases, its adapters."""
         return (self.name, *self.aliases, *(a.name for a in self.adapters))
+
+    @property
+    def effective_engine_name(self) -> str:
+        """What the engine calls the model, after defaults."""
+        return self.engine_name or self.name
 
 
 class Parallelism(Spec):
@@ -264,6 +302,11 @@ class ModelDeploymentSpec(Spec):
             rule(
                 "self.engine.type == 'External' || has(self.model.uri)",
                 "spec.model.uri must be set unless spec.engine.type is External",
+            ),
+            rule(
+                "self.engine.type == 'External' || !has(self.model.adapters)"
+                " || self.model.adapters.all(a, has(a.uri))",
+                "spec.model.adapters[].uri must be set unless spec.engine.type is External",
             ),
             rule(
                 "self.engine.type != 'Triton' || !has(self.model.revision)"

@@ -35,6 +35,8 @@ FINALIZER: Final = f"{GROUP}/in-use"
 
 ENGINE_PORT_NAME: Final = "http"
 """Name of the engine container's serving port; endpoints are podIP and this port."""
+GRPC_PORT_NAME: Final = "grpc"
+"""Name of its port for KServe v2 over gRPC, where it has one."""
 
 MAX_NAME: Final = 63
 

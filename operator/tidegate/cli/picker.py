@@ -41,6 +41,10 @@ def picker(
         ),
     ] = None,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Largest request body.")] = 16 << 20,
+    show_endpoint: Annotated[
+        bool,
+        typer.Option("--show-endpoint", help="Responses name the engine's address: x-tidegate-endpoint."),
+    ] = False,
     fallbacks: Annotated[
         int,
         typer.Option(
@@ -96,6 +100,7 @@ def picker(
         qos=policy is PolicyName.QOS,
         trust_class_header=trust_class_header,
         max_body=max_body_bytes,
+        show_endpoint=show_endpoint,
         drain_s=drain_seconds,
         fallbacks=fallbacks,
         tls=(tls_cert_file, tls_key_file) if tls_cert_file and tls_key_file else None,

@@ -13,12 +13,14 @@ from tidegate.api.modeldeployment import ModelDeployment
 from tidegate.api.qosclass import QoSClass
 from tidegate.controller.world import World
 from tidegate.core import reasons
+from tidegate.core.flowtypes import ModelKey
 from tidegate.core.plan.types import Demand, LaneKey, Model, Snapshot
 from tidegate.core.types import Pod, Pool
 from tidegate.facts import classes as class_facts
 from tidegate.facts import lanes as lane_facts
 from tidegate.facts import pods as pod_facts
 from tidegate.facts import pools as pool_facts
+from tidegate.facts.endpoints import names_taken
 from tidegate.facts.quantities import DEFAULT_RESOURCE, devices
 from tidegate.render.engine import RenderError
 from tidegate.render.lane import lane
@@ -84,6 +86,8 @@ class ModelFacts:
     model: Model | None = None
     largest_node: int = 0
     """GPUs of its pool's largest node, ready or not; 0 when it is not known."""
+    taken: Mapping[str, ModelKey] = field(default_factory=dict)
+    """Names that clients ask for and that lead to an older model: namespace and name of that."""
 
     @property
     def ref(self) -> str:
@@ -153,6 +157,8 @@ def gather(
         ref: replace(m, largest_node=_largest(pools[m.pool])) if m.pool in pools else m
         for ref, m in models.items()
     }
+    taken = names_taken(m.obj for m in models.values() if m.obj and not m.deleting)
+    models |= {ref: replace(models[ref], taken=lost) for key, lost in taken.items() if (ref := "/".join(key))}
     snapshot = Snapshot(
         classes={n: class_facts.qos_class(o) for n, o in classes.items()},
         pools={n: p.core for n, p in pools.items() if p.core},

@@ -36,7 +36,7 @@ def model_status(
     unmet = [u for u in plan.unmet if found.key(u.lane.qos_class) == u.lane]
     classes = [_class(found, plan, c, lanes.get(c, LaneView())) for c in found.classes]
     verdict = model_verdict(ModelCase(found, plan, outcome, lanes, unmet))
-    extras = _enforced(found.obj)
+    extras = _enforced(found.obj) + _taken(found)
     if outcome.conflicts:
         text = "left to another field manager: " + "; ".join(sorted(outcome.conflicts))
         extras.append(Extra("Conflict", reasons.FIELD_CONFLICT, text))
@@ -56,6 +56,19 @@ def model_status(
         meta = found.obj.metadata
         status["url"] = f"http://{service_name(meta.name)}.{meta.namespace or 'default'}.svc:8000"
     return status
+
+
+def _taken(found: ModelFacts) -> list[Extra]:
+    """Names that lead to an older ModelDeployment. The later one is told, since it made it so."""
+    if not found.taken:
+        return []
+    parts = [f"{name} (ModelDeployment {'/'.join(key)})" for name, key in sorted(found.taken.items())]
+    shown = ", ".join(parts[:5]) + (f" and {len(parts) - 5} more" if len(parts) > 5 else "")
+    text = (
+        f"requests for these names go to an older model: {shown}; choose other names in spec.model.name,"
+        " aliases and adapters, or remove them there"
+    )
+    return [Extra("NamesTaken", reasons.SERVED_ELSEWHERE, text)]
 
 
 def _class(found: ModelFacts, plan: Plan, name: str, view: LaneView) -> ClassStatus:

@@ -10,7 +10,6 @@ So streamed requests keep off replicas on lent GPUs (unless their model has no o
 one waits for a safe replica, whole ones behind it may go to lent ones, and only there.
 """
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -33,6 +32,7 @@ from tidegate.core.flowtypes import (
 from tidegate.core.line import OUTPUT_WEIGHT, PROMPT_WEIGHT, Line, LineKey, Waiting
 from tidegate.core.load import EngineReport
 from tidegate.core.pick import NoRoom
+from tidegate.core.refusals import Standing, refused
 from tidegate.core.room import Room, Running, Turn
 from tidegate.core.types import QoSClass, TenantFrom
 
@@ -50,7 +50,6 @@ __all__ = [
 ]
 
 _FIFO_QUEUE: Final = ""
-_RETRY_AFTER_MAX_S: Final = 600
 _STARVES_S: Final = 5.0
 """However it came about that none of a class is sent, after this long one is, where it has room."""
 
@@ -257,6 +256,10 @@ class Flow:
         for line in self._lines.values():
             yield from (one.ask for one in line)
 
+    def comes_in(self, model: ModelKey, now: float) -> float | None:
+        """In how many seconds a replica of a model is expected, where that is known."""
+        return self._room.comes_in(model, now)
+
     def in_flight(self) -> Iterator[tuple[Ask, str]]:
         """Everything that is dispatched, with the lane that serves it."""
         for one in self._room.running.values():
@@ -443,19 +446,17 @@ class Flow:
         return done, stopped
 
     def _refuse(self, status: int, reason: Reason, line: Line, now: float, ask: Ask) -> Refused:
-        waiting, rate = len(line), line.drained.value(now)
-        most, wait = self._bounds(ask.qos_class)
-        estimate = waiting / rate if rate > 0 else wait
-        after = min(_RETRY_AFTER_MAX_S, max(1, math.ceil(estimate)))
-        name = f"{ask.model[0]}/{ask.model[1]}"
+        most, wait_s = self._bounds(ask.qos_class)
         tenant, _ = self._tenant(ask)
         own = line.tenants.get(tenant) if tenant is not None else None
-        whose = f", {own.waiting} of them this tenant's" if own else ""
-        text = {
-            Reason.QUEUE_FULL: f"{waiting} of {most} {ask.qos_class} requests wait for {name}{whose}",
-            Reason.WAITED_TOO_LONG: f"no room at {name} for class {ask.qos_class} within {wait:g} s",
-            Reason.MEMORY_FULL: f"the queue holds {self.bytes} bytes of {self.policy.max_bytes} allowed",
-            Reason.NO_ENDPOINT: f"no replica of {name} is ready"
-            + ("" if ask.subset is None else " among the endpoints that the gateway names"),
-        }[reason]
-        return Refused(status, reason, f"{text}; try again in {after} s", after)
+        at = Standing(
+            waiting=len(line),
+            most=most,
+            wait_s=wait_s,
+            rate=line.drained.value(now),
+            held_bytes=self.bytes,
+            most_bytes=self.policy.max_bytes,
+            own=own.waiting if own else None,
+            comes_in_s=self._room.comes_in(ask.model, now),
+        )
+        return refused(status, reason, ask, at)

@@ -34,13 +34,17 @@ class Endpoint:
 class Model:
     """A model as the queue sees it. `startable`: a replica is coming, or can be asked for.
 
-    `objectives` are those of its own, by class: deadlines follow them and not the class's.
+    `objectives` are those of its own, by class: deadlines follow them and not the class's. `start_s` is
+    what a start was seen to take, `starting_s` for how long the foremost replica has been starting
+    when the queue was told; None where none was seen, or none is under way.
     """
 
     key: ModelKey
     classes: tuple[str, ...]
     startable: bool = False
     objectives: Mapping[str, Objectives] = field(default_factory=dict)
+    start_s: float | None = None
+    starting_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,7 @@ class Ask:
     `streamed`: its answer goes out as it is made, so that it cannot be asked for again. `tenant` is
     of no account where its class is not shared by tenants. `recallable`: it comes again by itself when it
     is aborted before its answer has begun. `subset`: where alone it may go, None where its gateway says
-    nothing.
+    nothing. `adapter`: the LoRA adapter that it wants, by the engine's name.
     """
 
     id: int
@@ -122,6 +126,7 @@ class Ask:
     tenant: str = ""
     recallable: bool = False
     subset: Subset | None = None
+    adapter: str = ""
 
     @property
     def tokens(self) -> int:

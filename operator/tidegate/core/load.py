@@ -1,6 +1,7 @@
 """What one endpoint carries: our own requests exactly, everybody else's as the engine reports it."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ class EngineReport:
     """An engine's own word at `time_s`. `kv_tokens` is its capacity, `kv_usage` 0…1 of it.
 
     `generated_tokens` is a counter of all output tokens so far, None where the engine has none.
+    `adapters` are those that it has loaded.
     """
 
     time_s: float
@@ -22,6 +24,7 @@ class EngineReport:
     kv_usage: float | None = None
     kv_tokens: int | None = None
     generated_tokens: int | None = None
+    adapters: tuple[str, ...] = ()
 
 
 class Rate:
@@ -72,6 +75,7 @@ class Load:
     """The state of one endpoint. `requests` and `tokens` are ours; `foreign…` are not."""
 
     __slots__ = (
+        "_adapters",
         "_known_since",
         "_report",
         "address",
@@ -102,6 +106,7 @@ class Load:
         self._report: EngineReport | None = None
         self._known_since = now
         self.patient = 0
+        self._adapters: Counter[str] = Counter()
         self.forecast = Forecast(fit, 2048, now)
 
     def become(self, facts: Endpoint, fit: StepFit) -> None:
@@ -120,6 +125,8 @@ class Load:
         self.requests += 1
         self.patient += patient
         self.tokens += ask.tokens
+        if ask.adapter:
+            self._adapters[ask.adapter] += 1
         self.forecast.advance(now)
         self.forecast.take(ask.id, ask.prompt_tokens, tpot_s, priority)
         return self.forecast.steps
@@ -129,8 +136,14 @@ class Load:
         self.requests -= 1
         self.patient -= patient
         self.tokens -= ask.tokens
+        if ask.adapter:
+            self._adapters -= Counter((ask.adapter,))  # keeps no zeros
         self.forecast.advance(now)
         self.forecast.give_back(ask.id, ask.prompt_tokens + int(self.forecast.steps - steps), served=served)
+
+    def has_adapter(self, name: str) -> bool:
+        """Whether an adapter is known to be loaded: a request for it runs here, or the engine says so."""
+        return name in self._adapters or (self._report is not None and name in self._report.adapters)
 
     @property
     def drained(self) -> bool:

@@ -39,6 +39,7 @@ class Need(NamedTuple):
     not_lent: bool = False
     only_lent: bool = False
     spill_s: float = math.inf
+    adapter: str = ""
 
     @property
     def tokens(self) -> int:
@@ -55,7 +56,7 @@ class Candidate(NamedTuple):
     As forecast, in seconds: `ttft_s` until this request's first token, `credit_s` how far those that
     were promised a pace would still be ahead of it. `front`: among those that urgent work is packed
     on; `kept_clear`: it is one of the last of these without patient prefill, or has its fill of
-    patient requests.
+    patient requests. `has_adapter`: the adapter that the request wants is known to be loaded there.
     """
 
     address: str
@@ -75,6 +76,7 @@ class Candidate(NamedTuple):
     ready: bool = True
     draining: bool = False
     lent: bool = False
+    has_adapter: bool = False
 
 
 Filter = Callable[[Need, Candidate], bool]
@@ -148,6 +150,11 @@ def slows(need: Need, at: Candidate) -> float:
     return 1 if at.credit_s < 0 and at.ttft_s <= need.spill_s else 0
 
 
+def adapter_absent(need: Need, at: Candidate) -> float:
+    """Where the adapter is loaded first: loading one takes time, and may push another out."""
+    return 1 if need.adapter and not at.has_adapter else 0
+
+
 def first_token(_need: Need, at: Candidate) -> float:
     """The soonest first token."""
     return at.ttft_s
@@ -179,13 +186,20 @@ def requests_in_flight(_need: Need, at: Candidate) -> float:
 URGENT_SCORES: tuple[Score, ...] = (
     spilt,
     slows,
+    adapter_absent,
     first_token,
     foreign_lane,
     tokens_in_flight,
     requests_in_flight,
 )
 """What somebody waits for goes where prefill begins soonest."""
-PATIENT_SCORES: tuple[Score, ...] = (behind_front, foreign_lane, tokens_in_flight, requests_in_flight)
+PATIENT_SCORES: tuple[Score, ...] = (
+    behind_front,
+    foreign_lane,
+    adapter_absent,
+    tokens_in_flight,
+    requests_in_flight,
+)
 """What nobody watches stays out of the lanes above it while its own have room."""
 
 

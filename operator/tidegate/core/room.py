@@ -14,6 +14,7 @@ from tidegate.core import front, pick, subset
 from tidegate.core.flowtypes import Ask, Endpoint, Model, ModelKey, Policy
 from tidegate.core.load import Load, Mean, Rate
 from tidegate.core.pick import Candidate, Need, NoRoom, Traffic
+from tidegate.core.refusals import expected_s
 from tidegate.core.replicas import Replicas
 from tidegate.core.types import QoSClass
 
@@ -89,6 +90,7 @@ class Room:
         """Requests that nobody waits for any more, since they cannot be in time."""
         self._seen: dict[tuple[ModelKey, str], _Seen] = {}
         self._busy: Counter[tuple[ModelKey, str]] = Counter()
+        self._told_at = 0.0
         # What follows from `classes` and `loads`: `set_world` and whoever drops a load make it anew.
         self._awaited: dict[str, int] = {}
         self._replicas: dict[ModelKey, Replicas] = {}
@@ -103,6 +105,7 @@ class Room:
     ) -> None:
         """Replace what exists. In-flight counts stay; a vanished endpoint goes once it is empty."""
         self._expect(classes, models, now)
+        self._told_at = now
         self.classes, self.models = classes, models
         by_importance = sorted(classes.values(), key=lambda c: (-c.priority, c.name))
         self.ranks = {c.name: index for index, c in enumerate(by_importance)}
@@ -214,6 +217,16 @@ class Room:
         """The endpoints of a model that take requests."""
         return self._replicas.get(model, self._none).ready
 
+    def comes_in(self, model: ModelKey, now: float) -> float | None:
+        """In how many seconds a replica is expected; None where nobody knows, or none may be started."""
+        known = self.models.get(model)
+        if known is None or not known.startable:
+            return None
+        under_way_s = known.starting_s
+        if under_way_s is not None:
+            under_way_s += now - self._told_at
+        return expected_s(known.start_s, under_way_s)
+
     def allows(self, ask: Ask, address: str) -> bool:
         """Whether its gateway lets a request go there."""
         return ask.subset is None or subset.holds(ask.subset, address)
@@ -314,6 +327,7 @@ class Room:
             not_lent=ask.streamed and turn.safe and (ask.subset is None or self._safe(ask)),
             only_lent=turn.passing,
             spill_s=math.inf if waits_s is None else self.policy.pack.spill * waits_s,
+            adapter=ask.adapter,
         )
 
     def candidates(self, ask: Ask, turn: Turn, now: float, *, gated: bool) -> list[Candidate]:
@@ -352,7 +366,7 @@ class Room:
     ) -> list[Candidate]:
         policy, pack, ranks, in_front = self.policy, self.policy.pack, self.ranks, turn.front
         keep = turn.keep.get(self.rank(ask), {})
-        urgent, tokens = self.urgent(ask), ask.prompt_tokens
+        urgent, tokens, adapter = self.urgent(ask), ask.prompt_tokens, ask.adapter
         paced = pack.pace and (gated or (urgent and bool(in_front)))
         above = -math.inf if urgent else self._priority(ask)
         found = []
@@ -382,6 +396,7 @@ class Room:
                 load.ready,
                 load.draining,
                 load.lent,
+                bool(adapter) and load.has_adapter(adapter),
             )
             found.append(candidate)
         return found

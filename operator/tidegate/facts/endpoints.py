@@ -15,7 +15,7 @@ from tidegate.core.quota import Ground
 from tidegate.core.types import Objectives, QoSClass
 from tidegate.facts.classes import overridden
 from tidegate.facts.lanes import served
-from tidegate.facts.quantities import condition
+from tidegate.facts.quantities import condition, seconds
 
 DEFAULT_SLOTS: Final = 256
 """Of a pod without the slots annotation: vLLM's own default of --max-num-seqs on most GPUs."""
@@ -28,7 +28,11 @@ Raw = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A ModelDeployment as requests see it. `classes` are those that exist, in the spec's order."""
+    """A ModelDeployment as requests see it. `classes` are those that exist, in the spec's order.
+
+    `engine_names` are the engine's own of those names that it does not know as clients have them;
+    `adapters` are the names that stand for a LoRA adapter.
+    """
 
     key: ModelKey
     names: tuple[str, ...]
@@ -36,6 +40,16 @@ class ServedModel:
     protocol: str
     engine: str
     created_s: float = 0.0
+    engine_names: Mapping[str, str] = field(default_factory=dict)
+    adapters: frozenset[str] = frozenset()
+
+    def engine_name(self, name: str) -> str:
+        """What the engine calls what clients ask for by this name."""
+        return self.engine_names.get(name, name)
+
+    def adapter(self, name: str) -> str:
+        """The engine's name of the adapter that this name stands for; empty where it is the model's own."""
+        return self.engine_name(name) if name in self.adapters else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +62,8 @@ class World:
     endpoints: tuple[Endpoint, ...] = ()
     flow_models: Mapping[ModelKey, Model] = field(default_factory=dict)
     metrics_urls: Mapping[str, str] = field(default_factory=dict)
+    grpc_addresses: Mapping[str, str] = field(default_factory=dict)
+    """By an endpoint's address, where it speaks KServe v2 over gRPC."""
     notes: tuple[str, ...] = ()
 
     def find(self, name: str) -> ServedModel | None:
@@ -55,12 +71,25 @@ class World:
         key = self.by_name.get(name)
         return self.models[key] if key is not None else None
 
+    def ready(self, key: ModelKey | None = None, *, grpc: bool = False) -> list[str]:
+        """Addresses that answer for a model, or for any: ready, not going, and speaking gRPC where asked."""
+        return [
+            e.address
+            for e in self.endpoints
+            if e.ready
+            and not e.draining
+            and (key is None or e.model == key)
+            and (not grpc or e.address in self.grpc_addresses)
+        ]
+
 
 def world(
     deployments: Iterable[ModelDeployment],
     pods: Iterable[Raw],
     classes: Mapping[str, QoSClass],
     default_class: str | None,
+    starts: Mapping[ModelKey, float] | None = None,
+    now_s: float = 0.0,
 ) -> World:
     """Put it together. The order of the objects does not matter.
 
@@ -69,7 +98,10 @@ def world(
         pods: Raw pods; those that belong to no model are passed over.
         classes: The QoSClasses that exist, by name.
         default_class: The one that serves a model without `spec.classes`.
+        starts: How long a replica takes to start, by model; see `start_times`.
+        now_s: Unix seconds, for how long those that are starting have been.
     """
+    starts = starts or {}
     ordered = sorted(deployments, key=_age)
     by_namespace: dict[str, list[Raw]] = {}
     for pod in pods:
@@ -78,6 +110,7 @@ def world(
     flow_models: dict[ModelKey, Model] = {}
     endpoints: dict[str, Endpoint] = {}
     urls: dict[str, str] = {}
+    grpc: dict[str, str] = {}
     by_name, notes = _names(ordered)
     for deployment in ordered:
         one = _served(deployment, classes, default_class)
@@ -88,10 +121,60 @@ def world(
             if found is not None and found.address not in endpoints:
                 endpoints[found.address] = found
                 urls[found.address] = _metrics_url(pod, found.address)
+                if spoken := _grpc_address(pod, deployment):
+                    grpc[found.address] = spoken
         flow_models[one.key] = Model(
-            one.key, one.classes, _startable(deployment, own), _objectives(deployment, classes)
+            one.key,
+            one.classes,
+            _startable(deployment, own),
+            _objectives(deployment, classes),
+            starts.get(one.key),
+            _starting_s(own, now_s),
         )
-    return World(classes, models, by_name, tuple(endpoints.values()), flow_models, urls, tuple(notes))
+    return World(classes, models, by_name, tuple(endpoints.values()), flow_models, urls, grpc, tuple(notes))
+
+
+def start_times(
+    deployments: Iterable[ModelDeployment], pods: Iterable[Raw], known: Mapping[ModelKey, float]
+) -> dict[ModelKey, float]:
+    """How long a replica of each model takes from its start to ready, in seconds.
+
+    The shortest of those that are ready now: one that was unready for a while looks like a long start.
+    What was `known` stays while a model has none that is ready.
+    """
+    by_namespace: dict[str, list[Raw]] = {}
+    for pod in pods:
+        by_namespace.setdefault(pod["metadata"].get("namespace", "default"), []).append(pod)
+    found = {}
+    for deployment in deployments:
+        key = _key(deployment)
+        own = (p for p in by_namespace.get(key[0], ()) if _belongs(p, deployment))
+        took = min((s for p in own if (s := _took_s(p)) is not None), default=known.get(key))
+        if took is not None:
+            found[key] = took
+    return found
+
+
+def _took_s(pod: Raw) -> float | None:
+    status = pod.get("status") or {}
+    ready = condition(status.get("conditions"), "Ready")
+    if ready is None or ready.get("status") != "True":
+        return None
+    since, started = seconds(ready.get("lastTransitionTime")), seconds(status.get("startTime"))
+    return max(0.0, since - started) if since is not None and started is not None else None
+
+
+def _starting_s(pods: Iterable[Raw], now_s: float) -> float | None:
+    """For how long the foremost of the pods that are not ready yet has been starting."""
+    found = []
+    for pod in pods:
+        status = pod.get("status") or {}
+        ready = condition(status.get("conditions"), "Ready")
+        waits = (ready is None or ready.get("status") != "True") and status.get("phase") not in _ENDED
+        started = seconds(status.get("startTime"))
+        if waits and started is not None and not pod["metadata"].get("deletionTimestamp"):
+            found.append(max(0.0, now_s - started))
+    return max(found, default=None)
 
 
 def _age(deployment: ModelDeployment) -> tuple[float, str, str]:
@@ -113,7 +196,7 @@ def _names(ordered: Sequence[ModelDeployment]) -> tuple[dict[str, ModelKey], lis
     owners: dict[str, ModelKey] = {}
     notes = []
     for deployment in ordered:
-        for name in _all_names(deployment):
+        for name in deployment.spec.model.served_names:
             owner = owners.setdefault(name, _key(deployment))
             if owner != _key(deployment):
                 own = "/".join(_key(deployment))
@@ -123,9 +206,24 @@ def _names(ordered: Sequence[ModelDeployment]) -> tuple[dict[str, ModelKey], lis
     return owners, notes
 
 
-def _all_names(deployment: ModelDeployment) -> tuple[str, ...]:
-    model = deployment.spec.model
-    return (model.name, *model.aliases, *(a.name for a in model.adapters))
+def names_taken(deployments: Iterable[ModelDeployment]) -> dict[ModelKey, dict[str, ModelKey]]:
+    """For each model the names that it asks for and does not get, and who has them: an older one."""
+    ordered = sorted(deployments, key=_age)
+    owners, _ = _names(ordered)
+    lost = {
+        _key(d): {n: owners[n] for n in d.spec.model.served_names if owners[n] != _key(d)} for d in ordered
+    }
+    return {key: found for key, found in lost.items() if found}
+
+
+def _engine_names(deployment: ModelDeployment) -> dict[str, str]:
+    """What the engine calls what clients ask for, where it is something else."""
+    model, engine = deployment.spec.model, deployment.spec.engine
+    known = {a.name: a.effective_engine_name for a in model.adapters}
+    # vLLM that Tidegate runs is told the aliases, too.
+    if engine.type != "vLLM" or model.engine_name:
+        known |= dict.fromkeys((model.name, *model.aliases), model.effective_engine_name)
+    return {name: called for name, called in known.items() if name != called}
 
 
 def _served(
@@ -133,11 +231,13 @@ def _served(
 ) -> ServedModel:
     return ServedModel(
         key=_key(deployment),
-        names=_all_names(deployment),
+        names=deployment.spec.model.served_names,
         classes=tuple(c for c in served(deployment, default_class) if c in classes),
         protocol=deployment.spec.engine.effective_protocol,
         engine=deployment.spec.engine.type,
         created_s=_created(deployment),
+        engine_names=_engine_names(deployment),
+        adapters=frozenset(a.name for a in deployment.spec.model.adapters),
     )
 
 
@@ -191,6 +291,15 @@ def _port(pod: Raw, name: str) -> int | None:
             if port.get("name") == name:
                 return int(port["containerPort"])
     return None
+
+
+def _grpc_address(pod: Raw, deployment: ModelDeployment) -> str | None:
+    """Where it speaks KServe v2 over gRPC, if it does."""
+    if deployment.spec.engine.effective_protocol != "KServeV2":
+        return None
+    external = deployment.spec.engine.endpoints
+    port = (external.grpc_port if external else None) or _port(pod, names.GRPC_PORT_NAME)
+    return _join(pod["status"]["podIP"], port) if port is not None else None
 
 
 def _metrics_url(pod: Raw, address: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from typing import Any, Final
 
 from tidegate.adapters.kube import Kube, Reflector, kinds
@@ -9,8 +10,9 @@ from tidegate.api.common import InvalidObject, LabelSelector
 from tidegate.api.modeldeployment import ModelDeployment
 from tidegate.api.names import LABEL_MODEL
 from tidegate.api.qosclass import QoSClass
+from tidegate.core.flow import ModelKey
 from tidegate.facts.classes import default_class, qos_class
-from tidegate.facts.endpoints import World, world
+from tidegate.facts.endpoints import World, start_times, world
 from tidegate.picker.desk import Desk
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class Cluster:
         self._foreign: dict[tuple[str, str], tuple[Reflector, asyncio.Task[None]]] = {}
         self._parsed: dict[tuple[str, str], Any] = {}
         self._notes: frozenset[str] = frozenset()
+        self._starts: dict[ModelKey, float] = {}
 
     @property
     def connected(self) -> bool:
@@ -70,11 +73,14 @@ class Cluster:
             for r in (self._pods, *(r for r, _ in self._foreign.values()))
             for p in r.objects.values()
         }
+        self._starts = start_times(deployments, pods.values(), self._starts)
         found = world(
             deployments,
             pods.values(),
             {c.metadata.name: qos_class(c) for c in objects},
             default_class(objects),
+            self._starts,
+            time.time(),
         )
         self._tell(found)
         self._desk.set_world(found)

@@ -28,8 +28,9 @@ _WAITING: Final = "vllm:num_requests_waiting"
 _KV_USAGE: Final = "vllm:kv_cache_usage_perc"
 _KV_CONFIG: Final = "vllm:cache_config_info"
 _GENERATED: Final = "vllm:generation_tokens_total"
+_ADAPTERS: Final = "vllm:lora_requests_info"
 _PENDING: Final = "nv_inference_pending_request_count"
-_WANTED: Final = (_RUNNING, _WAITING, _KV_USAGE, _KV_CONFIG, _GENERATED, _PENDING)
+_WANTED: Final = (_RUNNING, _WAITING, _KV_USAGE, _KV_CONFIG, _GENERATED, _ADAPTERS, _PENDING)
 
 
 def read_report(text: str, now: float) -> EngineReport | None:
@@ -48,6 +49,7 @@ def read_report(text: str, now: float) -> EngineReport | None:
             kv_usage=sum(usages) / len(usages) if usages else None,
             kv_tokens=sum(_kv_tokens(s) for s in by_name.get(_KV_CONFIG, ())) or None,
             generated_tokens=int(sum(made)) if (made := _values(by_name, _GENERATED)) else None,
+            adapters=_adapters(by_name.get(_ADAPTERS, ())),
         )
     if _PENDING in by_name:
         return EngineReport(now, running=0, waiting=int(sum(_values(by_name, _PENDING))))
@@ -57,6 +59,15 @@ def read_report(text: str, now: float) -> EngineReport | None:
 def _values(by_name: dict[str, list[Sample]], name: str) -> list[float]:
     """What can be reckoned with: an engine that is starting may say NaN."""
     return [s.value for s in by_name.get(name, ()) if math.isfinite(s.value)]
+
+
+def _adapters(samples: Iterable[Sample]) -> tuple[str, ...]:
+    """LoRA adapters that run or wait there: vLLM writes them in labels, the newest sample by its value."""
+    newest = max(samples, key=lambda s: s.value, default=None)
+    if newest is None:
+        return ()
+    listed = (newest.labels.get(f"{state}_lora_adapters", "") for state in ("running", "waiting"))
+    return tuple(sorted({name for text in listed for name in text.split(",") if name}))
 
 
 def _kv_tokens(sample: Sample) -> int:

@@ -1,43 +1,50 @@
-"""The two protocols that clients speak, OpenAI's and KServe v2's: what is asked, and error shapes."""
+"""The protocols that clients speak, OpenAI's and KServe v2's (REST and gRPC): what is asked, and of whom."""
 
+import re
 from dataclasses import dataclass
 from enum import Enum, auto
-from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import orjson
 
-OPENAI: Final = "OpenAI"
-KSERVE: Final = "KServeV2"
+from tidegate.picker.errors import KSERVE, OPENAI, Code, RefusedError
 
 _GENERATE: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
-OPENAI_PATHS: Final = _GENERATE | {
-    f"/v1/{name}" for name in ("embeddings", "rerank", "score", "classify", "pooling")
-}
+_POOLED: Final = frozenset(
+    {f"/v1/{name}" for name in ("embeddings", "rerank", "score", "classify", "pooling")}
+    | {"/rerank", "/v2/rerank", "/score", "/classify", "/pooling"}
+)
+"""Answered by the prefill alone; vLLM has some of them without /v1, and rerank as Cohere has it."""
+_TOKENS: Final = frozenset({"/tokenize", "/detokenize"})
+_AUDIO: Final = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
+OPENAI_PATHS: Final = _GENERATE | _POOLED | _TOKENS | _AUDIO
 """What may reach an engine. vLLM's administrative paths, such as /v1/load_lora_adapter, may not."""
 KSERVE_VERBS: Final = frozenset({"infer", "generate", "generate_stream"})
+GRPC_PREFIX: Final = "/inference.GRPCInferenceService/"
+
+MODEL_HEADERS: Final = ("x-tidegate-model", "x-gateway-model-name")
+"""Name the model where the body cannot be read: sound as multipart/form-data."""
 
 BYTES_PER_TOKEN: Final = 4
 """English text in current tokenizers; what is estimated is room, not a bill."""
+AUDIO_BYTES_PER_TOKEN: Final = 320
+"""Compressed speech of 128 kbit/s in Whisper's encoder, which makes 50 positions of a second."""
 DEFAULT_OUTPUT_TOKENS: Final = 256
 _MAX_TOKENS: Final = 1 << 20
-
-_TYPES: Final = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "invalid_request_error",
-    405: "invalid_request_error",
-    413: "invalid_request_error",
-    429: "rate_limit_error",
-}
+_VERSION: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_DEEP: Final = 8
 
 
 class Wants(Enum):
     """What a request wants of the gateway."""
 
     INFERENCE = auto()
+    ASIDE = auto()
+    """Of an engine, but nothing of its GPUs: it does not wait, and takes no room."""
+    ANY_ENGINE = auto()
+    """Of whichever engine is there; no model is named."""
+    SERVER = auto()
     MODEL_LIST = auto()
     MODEL = auto()
     MODEL_READY = auto()
@@ -46,16 +53,44 @@ class Wants(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class ListedModel:
+    """An entry of `/v1/models`. `parent`: the model that an adapter belongs to."""
+
+    name: str
+    created_s: float
+    parent: str | None = None
+
+
+class Reads(Enum):
+    """What the body is, and where in it the model is named."""
+
+    OPENAI = auto()
+    KSERVE = auto()
+    FORM = auto()
+    """multipart/form-data, which is not read: a header names the model."""
+    NOTHING = auto()
+    INFER_MESSAGE = auto()
+    NAME_MESSAGE = auto()
+    """A gRPC message whose `name` is the model's: metadata and the like."""
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
-    """Method and path, read. `model` is None where the body names it."""
+    """Method and path, read. `model` is None where the path does not name it."""
 
     protocol: str
     wants: Wants
     model: str | None = None
+    reads: Reads = Reads.OPENAI
     generates: bool = True
     """Whether the answer is made token by token; embeddings and scores are not."""
     streams: bool = False
     """Whether the path alone says that the answer is streamed."""
+    grpc: bool = False
+    method: str = ""
+    """Of gRPC: the method's name."""
+    open: bool = False
+    """Whether everybody may ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +104,16 @@ class Body:
     """Whether the answer goes out as it is made: once begun, it cannot be asked for again."""
 
 
-class BadRequestError(ValueError):
-    """The client's mistake. `param` names the field of the body that is wrong, where there is one."""
-
-    def __init__(self, message: str, *, status: int = 400, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.param = status, param
-
-
-def route(method: str, path: str) -> Route:
+def route(method: str, path: str, content_type: str = "") -> Route:
     """Read method and path (its query is passed over)."""
     bare = path.partition("?")[0]
-    if bare.startswith("/v2"):
-        return _kserve_route(method, bare)
+    # As Envoy tells it, which turns our refusals into statuses: gRPC-Web is none.
+    if content_type == "application/grpc" or content_type.startswith("application/grpc+"):
+        return _grpc_route(method, bare)
     if method == "POST" and bare in OPENAI_PATHS:
-        return Route(OPENAI, Wants.INFERENCE, generates=bare in _GENERATE)
+        return _openai_route(bare)
+    if bare == "/v2" or bare.startswith("/v2/"):
+        return _kserve_route(method, bare)
     if method == "GET" and bare == "/v1/models":
         return Route(OPENAI, Wants.MODEL_LIST)
     if method == "GET" and bare.startswith("/v1/models/"):
@@ -91,20 +121,59 @@ def route(method: str, path: str) -> Route:
     return Route(OPENAI, Wants.NOTHING_WE_HAVE)
 
 
+def _openai_route(path: str) -> Route:
+    if path in _TOKENS:
+        return Route(OPENAI, Wants.ASIDE, generates=False)
+    reads = Reads.FORM if path in _AUDIO else Reads.OPENAI
+    return Route(OPENAI, Wants.INFERENCE, reads=reads, generates=path not in _POOLED)
+
+
 def _kserve_route(method: str, path: str) -> Route:
-    parts = path.split("/")[2:]  # "", "v2", …
+    parts = path.rstrip("/").split("/")[2:]  # "", "v2", …
+    match parts:
+        case ["models", name, "versions", version, *rest] if _VERSION.fullmatch(version):
+            parts = ["models", name, *rest]
     match method, parts:
+        case "GET", []:
+            return Route(KSERVE, Wants.SERVER, open=True)
         case "GET", ["health", "live" | "ready"]:
-            return Route(KSERVE, Wants.HEALTH)
-        case "GET", ["models", name, "ready"] | ["models", name, "versions", _, "ready"]:
-            return Route(KSERVE, Wants.MODEL_READY, unquote(name))
-        case "POST", ["models", name, verb] | ["models", name, "versions", _, verb] if verb in KSERVE_VERBS:
-            return Route(KSERVE, Wants.INFERENCE, unquote(name), streams=verb == "generate_stream")
+            return Route(KSERVE, Wants.HEALTH, open=True)
+        case "GET", ["models", name, "ready"]:
+            return Route(KSERVE, Wants.MODEL_READY, unquote(name), open=True)
+        case "GET", ["models", name] | ["models", name, "config" | "stats"]:
+            return Route(KSERVE, Wants.ASIDE, unquote(name), Reads.NOTHING, generates=False)
+        case "POST", ["models", name, verb] if verb in KSERVE_VERBS:
+            streams = verb == "generate_stream"
+            return Route(KSERVE, Wants.INFERENCE, unquote(name), Reads.KSERVE, streams=streams)
     return Route(KSERVE, Wants.NOTHING_WE_HAVE)
 
 
+def _grpc_route(method: str, path: str) -> Route:
+    name = path.removeprefix(GRPC_PREFIX) if method == "POST" and path.startswith(GRPC_PREFIX) else ""
+    match name:
+        case "ModelInfer" | "ModelStreamInfer":
+            streams = name == "ModelStreamInfer"
+            return Route(
+                KSERVE, Wants.INFERENCE, reads=Reads.INFER_MESSAGE, streams=streams, grpc=True, method=name
+            )
+        case "ModelReady" | "ModelMetadata" | "ModelConfig" | "ModelStatistics":
+            anybody = name == "ModelReady"
+            return Route(KSERVE, Wants.ASIDE, reads=Reads.NAME_MESSAGE, grpc=True, method=name, open=anybody)
+        case "ServerLive" | "ServerReady" | "ServerMetadata":
+            return Route(KSERVE, Wants.ANY_ENGINE, reads=Reads.NOTHING, grpc=True, method=name, open=True)
+    return Route(KSERVE, Wants.NOTHING_WE_HAVE, grpc=True)
+
+
+def engine_path(path: str, name: str) -> str:
+    """A KServe v2 path with the engine's own name of the model."""
+    bare, mark, query = path.partition("?")
+    parts = bare.split("/")
+    parts[3] = quote(name, safe="")
+    return "/".join(parts) + mark + query
+
+
 def read_body(way: Route, body: bytes, json_length: int | None = None) -> Body:
-    """Read an inference request's body.
+    """Read the body of a request that is sent to an engine; not a gRPC message.
 
     Args:
         way: Its route.
@@ -112,42 +181,87 @@ def read_body(way: Route, body: bytes, json_length: int | None = None) -> Body:
         json_length: KServe v2's Inference-Header-Content-Length: tensors in binary follow the JSON.
 
     Raises:
-        BadRequestError: It is no JSON object, or does not name a model.
+        RefusedError: It is no JSON object, or does not name a model.
     """
-    try:
-        parsed = orjson.loads(body[:json_length])
-    except orjson.JSONDecodeError as error:
-        raise BadRequestError(f"the body is not valid JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise BadRequestError("the body must be a JSON object")
-    if way.protocol == KSERVE:
+    if way.reads is Reads.NOTHING:
+        return Body(way.model or "", 1, 0)
+    parsed = _object(body[:json_length])
+    if way.reads is Reads.KSERVE:
         parameters = parsed.get("parameters")
         most = parsed.get(
             "max_tokens", parameters.get("max_tokens") if isinstance(parameters, dict) else None
         )
         text = parsed.get("text_input")
         size = _size(text) if text is not None else len(body)
-        return Body(way.model or "", _tokens(size), _count(most, DEFAULT_OUTPUT_TOKENS), way.streams)
+        return Body(way.model or "", tokens(size), count(most, DEFAULT_OUTPUT_TOKENS), way.streams)
     model = parsed.get("model")
     if not isinstance(model, str) or not model:
-        raise BadRequestError("model must be a string that names a served model", param="model")
+        message = "model must be a string that names a served model; GET /v1/models lists them"
+        raise RefusedError(Code.MODEL_REQUIRED, message, param="model")
     output = _openai_output(parsed) if way.generates else 0
-    return Body(model, _openai_prompt(parsed), output, bool(parsed.get("stream")))
+    return Body(model, _openai_prompt(parsed), output, way.generates and bool(parsed.get("stream")))
+
+
+def read_form(headers: dict[str, str], size: int) -> Body:
+    """A form of `size` bytes, by its headers: a stream is what is asked for as one.
+
+    Raises:
+        RefusedError: No header names the model.
+    """
+    model = next((value for name in MODEL_HEADERS if (value := headers.get(name, "").strip())), None)
+    if model is None:
+        message = f"the header {MODEL_HEADERS[0]} must name the model: forms are passed on and not read"
+        raise RefusedError(Code.MODEL_REQUIRED, message, param=MODEL_HEADERS[0])
+    prompt = min(_MAX_TOKENS, max(1, -(-size // AUDIO_BYTES_PER_TOKEN)))
+    return Body(model, prompt, DEFAULT_OUTPUT_TOKENS, "text/event-stream" in headers.get("accept", ""))
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        parsed = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise RefusedError(Code.INVALID_JSON, f"the body is not valid JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise RefusedError(Code.INVALID_BODY, "the body must be a JSON object")
+    return parsed
 
 
 def _openai_prompt(body: dict[str, Any]) -> int:
     """Estimated prompt tokens; token ids are counted, text is measured."""
+    pairs = _pairs(body)
+    if pairs:
+        return tokens(pairs)
     given = body.get("messages", body.get("prompt", body.get("input")))
+    more = _size(body.get("instructions")) if "input" in body else 0
     if isinstance(given, list) and given and all(isinstance(t, int) for t in given):
-        return len(given)
-    return _tokens(_size(given))
+        return len(given) + (tokens(more) if more else 0)
+    return tokens(_size(given) + more)
+
+
+_PAIRS: Final = (
+    ("query", "documents"),
+    ("queries", "documents"),
+    ("queries", "items"),
+    ("text_1", "text_2"),
+    ("data_1", "data_2"),
+)
+"""What rerank and score compare, by the names that vLLM takes: each of the one with each of the other."""
+
+
+def _pairs(body: dict[str, Any]) -> int:
+    """Bytes that a cross-encoder reads: the query again with every document. 0 where it is none."""
+    for one, other in _PAIRS:
+        if one in body and other in body:
+            several = body[other] if isinstance(body[other], list) else [body[other]]
+            return _size(body[one]) * max(1, len(several)) + _size(several)
+    return 0
 
 
 def _size(value: Any, depth: int = 0) -> int:
     """Bytes of the text in nested messages. Inlined images and sound count by their length too."""
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode(errors="replace"))
-    if depth > 8:
+    if depth > _DEEP:
         return 0
     if isinstance(value, list):
         return sum(_size(v, depth + 1) for v in value)
@@ -156,56 +270,75 @@ def _size(value: Any, depth: int = 0) -> int:
     return BYTES_PER_TOKEN if isinstance(value, int) else 0
 
 
-def _tokens(size: int) -> int:
+def tokens(size: int) -> int:
+    """Tokens of a text of so many bytes."""
     return min(_MAX_TOKENS, max(1, -(-size // BYTES_PER_TOKEN)))
 
 
 def _openai_output(body: dict[str, Any]) -> int:
     most = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
-    several = _count(body.get("n"), 1)
-    return min(_MAX_TOKENS, _count(most, DEFAULT_OUTPUT_TOKENS) * several)
+    several = count(body.get("n"), 1)
+    return min(_MAX_TOKENS, count(most, DEFAULT_OUTPUT_TOKENS) * several)
 
 
-def _count(value: Any, default: int) -> int:
+def count(value: Any, default: int) -> int:
     """A positive integer, else the default: the engine says what is wrong with others."""
     usable = isinstance(value, int) and not isinstance(value, bool) and value > 0
     return min(_MAX_TOKENS, value) if usable else default
 
 
-def with_priority(body: bytes, level: int, json_length: int | None = None) -> tuple[bytes, int | None]:
-    """Put Triton's `priority` parameter (1 is highest) into a KServe v2 body.
+def for_engine(
+    body: bytes, json_length: int | None = None, *, model: str | None = None, priority: int | None = None
+) -> tuple[bytes, int | None]:
+    """A JSON body as the engine wants it.
 
-    Returns the body and, where binary tensors follow the JSON, the new length of the JSON.
+    Args:
+        body: A body that `read_body` has read.
+        json_length: Where binary tensors follow the JSON, its length.
+        model: The engine's own name of the model, to stand in `model`.
+        priority: Triton's `priority` parameter; 1 is highest.
+
+    Returns:
+        The body and, where binary tensors follow the JSON, the new length of the JSON.
+
+    Raises:
+        RefusedError: It is nested too deep to be written again.
     """
-    parsed = orjson.loads(body[:json_length])
-    parameters = parsed.get("parameters")
-    parsed["parameters"] = {**(parameters if isinstance(parameters, dict) else {}), "priority": level}
-    head = orjson.dumps(parsed)
+    parsed = _object(body[:json_length])
+    if model is not None:
+        parsed["model"] = model
+    if priority is not None:
+        parameters = parsed.get("parameters")
+        parsed["parameters"] = {**(parameters if isinstance(parameters, dict) else {}), "priority": priority}
+    try:
+        head = orjson.dumps(parsed)
+    except orjson.JSONEncodeError as error:
+        raise RefusedError(Code.INVALID_BODY, "the body is nested too deep; 200 levels are taken") from error
     if json_length is None:
         return head, None
     return head + body[json_length:], len(head)
 
 
-def error_body(
-    protocol: str, status: int, message: str, *, code: str | None = None, param: str | None = None
-) -> bytes:
-    """An error in the protocol's shape. `code` is one word for programs; else the status's phrase."""
-    if protocol == KSERVE:
-        return orjson.dumps({"error": message})
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    word = code or HTTPStatus(status).phrase.lower().replace(" ", "_")
-    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": word}})
+def model_list(models: list[ListedModel]) -> bytes:
+    """OpenAI's list of models."""
+    return orjson.dumps({"object": "list", "data": [_model(m) for m in models]})
 
 
-def model_list(models: list[tuple[str, float]]) -> bytes:
-    """OpenAI's list of models, from (name, created unix seconds)."""
-    return orjson.dumps({"object": "list", "data": [_model(name, at) for name, at in models]})
-
-
-def model_entry(name: str, created_s: float) -> bytes:
+def model_entry(model: ListedModel) -> bytes:
     """One model in OpenAI's shape."""
-    return orjson.dumps(_model(name, created_s))
+    return orjson.dumps(_model(model))
 
 
-def _model(name: str, created_s: float) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": int(created_s), "owned_by": "tidegate"}
+def _model(model: ListedModel) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": int(model.created_s),
+        "owned_by": "tidegate",
+        "parent": model.parent,
+    }
+
+
+def server_metadata(version: str) -> bytes:
+    """KServe v2's description of a server: this gateway."""
+    return orjson.dumps({"name": "tidegate", "version": version, "extensions": ["generate"]})

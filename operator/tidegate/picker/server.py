@@ -23,7 +23,7 @@ from tidegate.picker.cluster import Cluster
 from tidegate.picker.decisionlog import MAX_BYTES, DecisionLog, RecordedFlow, Stop
 from tidegate.picker.desk import Desk
 from tidegate.picker.engines import Engines
-from tidegate.picker.exchange import DEFAULT_MAX_BODY, ProtocolError
+from tidegate.picker.exchange import DEFAULT_MAX_BODY, BrokenStreamError, ProtocolError
 from tidegate.picker.identity import Identity, Limits, strangers
 from tidegate.picker.service import RecalledError, Service, Settings
 
@@ -53,6 +53,7 @@ class Options:
     qos: bool = True
     trust_class_header: bool = False
     max_body: int = DEFAULT_MAX_BODY
+    show_endpoint: bool = False
     drain_s: float = 10.0
     fallbacks: int = 0
     tls: tuple[Path, Path] | None = None
@@ -80,6 +81,9 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]  # gen
         except ProtocolError as error:
             log.error("%s", error)  # noqa: TRY400 -- says all; a traceback for each request would not
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except BrokenStreamError as error:
+            log.info("a gRPC stream was ended: %s", error)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except RecalledError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except (grpc.aio.UsageError, grpc.aio.InternalError) as error:
@@ -95,7 +99,13 @@ class Picker:
         self.decisions = self._decision_log(policy)
         self.desk = Desk(RecordedFlow(policy, self.decisions) if self.decisions else Flow(policy))
         sources = options.identity
-        settings = Settings(options.qos, options.trust_class_header, options.max_body, sources=sources)
+        settings = Settings(
+            options.qos,
+            options.trust_class_header,
+            options.max_body,
+            sources=sources,
+            show_endpoint=options.show_endpoint,
+        )
         self.identity = Identity(
             kube,
             self.desk.clock,

@@ -6,12 +6,17 @@ at any await. Whatever happens, the request's room is given back once, at the en
 
 import asyncio
 import logging
+import math
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
+from tidegate import __version__
 from tidegate.api.identity import IdentitySources
+from tidegate.core import subset
 from tidegate.core.flow import Ask, Dispatch, ModelKey, Refused
 from tidegate.core.types import QoSClass
 from tidegate.facts.endpoints import ServedModel
@@ -19,17 +24,21 @@ from tidegate.picker import classify
 from tidegate.picker.asking import CrowdedError, UnknowableError
 from tidegate.picker.credentials import AUTHORIZATION, BadCredentialsError, Credentials
 from tidegate.picker.desk import Desk
-from tidegate.picker.exchange import DEFAULT_MAX_BODY, Exchange, Outcome, Phase
+from tidegate.picker.errors import KSERVE, OPENAI, Code, RefusedError
+from tidegate.picker.exchange import DEFAULT_MAX_BODY, ENDPOINT_HEADER, Exchange, Outcome, Phase, whole
+from tidegate.picker.handover import HandOver, hand_over, json_length
 from tidegate.picker.identity import ANONYMOUS, Caller, Identity, InvalidTokenError
+from tidegate.picker.kservegrpc import read_message
 from tidegate.picker.protocols import (
-    KSERVE,
-    OPENAI,
-    BadRequestError,
+    Body,
+    ListedModel,
+    Reads,
     Wants,
     model_entry,
     model_list,
     read_body,
-    with_priority,
+    read_form,
+    server_metadata,
 )
 from tidegate.render.envoy import ATTEMPT_HEADER, DESTINATION_HEADER, KEPT_BODY
 
@@ -39,19 +48,9 @@ Read = Callable[[], Awaitable[pb.ProcessingRequest | None]]
 """The next message of Envoy, None at the end of the stream."""
 Write = Callable[[pb.ProcessingResponse], Awaitable[None]]
 
-VLLM_PRIORITY_HEADER = "x-vllm-priority"
-_BINARY_HEADER = "inference-header-content-length"
-
-
-class _RefusedError(Exception):
-    """Ends a request with an error answer."""
-
-    def __init__(
-        self, status: int, code: str, message: str, *, param: str | None = None, **headers: str
-    ) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
-        self.param, self.headers = param, headers
+CLASS_HEADER: Final = "x-tidegate-qos"
+QUEUE_HEADER: Final = "x-tidegate-queue-seconds"
+"""What a response says of its request: the class that it had, and its wait."""
 
 
 class RecalledError(Exception):
@@ -60,7 +59,10 @@ class RecalledError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How requests are treated. `qos` False gives every class the same engine priority."""
+    """How requests are treated. `qos` False gives every class the same engine priority.
+
+    `show_endpoint`: responses name the engine's address, which is of no use to who is not an operator.
+    """
 
     qos: bool = True
     trust_class_header: bool = False
@@ -71,6 +73,7 @@ class Settings:
     """How often a request may be taken back from its engine."""
     start_patience_s: float = 5.0
     """How long a request is held while the first facts are still being listed."""
+    show_endpoint: bool = False
     sources: IdentitySources = field(default_factory=IdentitySources)
     """Where a caller's identity may come from."""
 
@@ -90,11 +93,6 @@ class _Request:
     """Bytes that it has counted as being received."""
     pending: "asyncio.Task[pb.ProcessingRequest | None] | None" = field(default=None)
 
-    @property
-    def json_length(self) -> int | None:
-        text = self.exchange.headers.get(_BINARY_HEADER, "")
-        return int(text) if text.isdecimal() else None
-
 
 class Service:
     """Serves exchanges. One for all streams of a picker."""
@@ -104,10 +102,13 @@ class Service:
         self.settings = settings or Settings()
         self.credentials = Credentials(self.settings.sources)
         self.receiving = 0
+        self._run = secrets.token_hex(6)
+        """Begins the ids of requests that came without one."""
 
     async def serve(self, read: Read, write: Write) -> None:
         """Serve one exchange from its first message to the end of its stream."""
-        request = _Request(self.desk.number(), Exchange(self.settings.max_body))
+        number = self.desk.number()
+        request = _Request(number, Exchange(self.settings.max_body, f"{self._run}-{number}"))
         try:
             await self._serve(request, read, write)
         except asyncio.CancelledError as error:
@@ -123,24 +124,33 @@ class Service:
         try:
             if not await self._receive(request, read, write):
                 return
-            if exchange.way.wants is not Wants.HEALTH:
+            wants = exchange.way.wants
+            if wants not in (Wants.HEALTH, Wants.SERVER):
                 await self._facts()
-            if exchange.way.wants is Wants.INFERENCE:
+            if wants is Wants.INFERENCE:
                 if not await self._infer(request, read, write):
                     return
+            elif wants in (Wants.ASIDE, Wants.ANY_ENGINE):
+                await self._aside(request, write)
             else:
                 await self._inform(request, write)
-        except _RefusedError as no:
-            replies = exchange.refuse(no.status, no.message, code=no.code, param=no.param, **no.headers)
-            await _write_all(write, replies)
+        except RefusedError as no:
+            await _write_all(write, exchange.refuse(no))
             return
         while not exchange.done:
             message = await self._next(request, read)
             if message is None:
                 return
             await _write_all(write, exchange.feed(message))
+            if exchange.way.grpc:
+                self._hold(request, exchange.held)
             if exchange.elsewhere:
                 self.desk.served(request.number, exchange.elsewhere)
+
+    def _hold(self, request: _Request, size: int) -> None:
+        """Note how many bytes of a request are in memory without being in the queue."""
+        self.receiving += size - request.counted
+        request.counted = size
 
     def _end(self, request: _Request) -> None:
         """Give everything back. Runs once, whatever ended the exchange."""
@@ -164,7 +174,7 @@ class Service:
             await asyncio.wait_for(self.desk.informed.wait(), self.settings.start_patience_s)
         except TimeoutError as error:
             message = "the picker has just started and does not know the models yet"
-            raise _RefusedError(503, "starting", message, retry_after="1") from error
+            raise RefusedError(Code.STARTING, message, retry_after_s=1) from error
 
     # ── the steps ───────────────────────────────────────────────────────────────────────────────
 
@@ -179,11 +189,10 @@ class Service:
             await _write_all(write, exchange.feed(message))
             if first and not exchange.done:
                 request.caller = await self._identify(exchange)
-            self.receiving += exchange.received - request.counted
-            request.counted = exchange.received
+            self._hold(request, exchange.received)
             if self.receiving > self.settings.max_receiving:
                 text = "more is being uploaded than this gateway holds; try again in a moment"
-                raise _RefusedError(503, "memory_full", text, retry_after="1")
+                raise RefusedError(Code.MEMORY_FULL, text, retry_after_s=1)
         return exchange.phase is Phase.HELD
 
     async def _identify(self, exchange: Exchange) -> Caller:
@@ -195,20 +204,27 @@ class Service:
                 return shown
             return await self.identity.caller(shown.authorization)
         except BadCredentialsError as error:
-            asks = {"www_authenticate": "Bearer"} if error.status == 401 else {}
-            raise _RefusedError(error.status, error.code, str(error), **asks) from error
+            raise RefusedError(Code(error.code), str(error)) from error
         except InvalidTokenError as error:
-            raise _RefusedError(401, "invalid_token", str(error), www_authenticate="Bearer") from error
+            raise RefusedError(Code.INVALID_TOKEN, str(error)) from error
         except UnknowableError as error:
             raise _unknown(error) from error
+
+    def _read(self, request: _Request) -> Body:
+        """What the request's body and headers say."""
+        exchange, way = request.exchange, request.exchange.way
+        if way.reads is Reads.FORM:
+            return read_form(exchange.headers, exchange.received)
+        if not way.grpc:
+            return read_body(way, exchange.body, json_length(exchange))
+        if not exchange.messages:
+            raise RefusedError(Code.INVALID_BODY, "the call has no message")
+        return read_message(way, exchange.messages[0])
 
     async def _infer(self, request: _Request, read: Read, write: Write) -> bool:
         """Queue a request and hand it over. False: its client has left meanwhile."""
         exchange = request.exchange
-        try:
-            body = read_body(exchange.way, exchange.body, request.json_length)
-        except BadRequestError as error:
-            raise _RefusedError(error.status, "bad_request", str(error), param=error.param) from error
+        body = self._read(request)
         model = request.model = self._find(exchange, body.model)
         qos = await self._classify(request, model)
         ask = Ask(
@@ -222,23 +238,28 @@ class Service:
             tenant=classify.tenant(qos, request.caller, model, exchange.headers),
             recallable=self._comes_again(exchange, streamed=body.streamed),
             subset=exchange.subset,
+            adapter=model.adapter(body.model),
         )
-        verdict = await self._wait(request, ask, read)
+        since = self.desk.clock()
+        verdict = await self._wait(request, ask, read, write)
         if verdict is None:
             return False
+        exchange.told[QUEUE_HEADER] = f"{max(0.0, self.desk.clock() - since):.3f}"
         if isinstance(verdict, Refused):
-            after = str(verdict.retry_after_s)
-            raise _RefusedError(verdict.status, verdict.reason, verdict.message, retry_after=after)
+            raise RefusedError.of(verdict)
         request.dispatched = True
         if ask.recallable:
             self._offer(request)
-        await self._hand_over(request, model, qos, verdict, write)
+        made = hand_over(
+            exchange, body.model, model, qos, self.desk.world.classes, in_order=not self.settings.qos
+        )
+        await self._send(request, (verdict.address, *verdict.fallbacks), made, write)
         return True
 
     def _comes_again(self, exchange: Exchange, *, streamed: bool) -> bool:
         """Whether Envoy sends it again if it is aborted: it counts attempts, and has kept the body."""
-        attempt = exchange.headers.get(ATTEMPT_HEADER, "")
-        few = attempt.isdecimal() and int(attempt) <= self.settings.max_recalls
+        attempt = whole(exchange.headers.get(ATTEMPT_HEADER, ""))
+        few = attempt is not None and attempt <= self.settings.max_recalls
         return few and not streamed and exchange.received <= KEPT_BODY
 
     def _offer(self, request: _Request) -> None:
@@ -252,22 +273,76 @@ class Service:
 
         self.desk.may_recall(request.number, abort)
 
+    async def _aside(self, request: _Request, write: Write) -> None:
+        """Send on what an engine answers without its GPUs: it waits for nobody, and takes no room."""
+        exchange, way, world = request.exchange, request.exchange.way, self.desk.world
+        key, made, name = None, HandOver(), "any model"
+        if way.wants is Wants.ASIDE:
+            asked = self._read(request).model
+            model = request.model = self._find(exchange, asked)
+            if not way.open:
+                await self._classify(request, model)
+            key, name = model.key, repr(asked)
+            made = hand_over(exchange, asked, model, None, world.classes, in_order=False)
+        addresses = world.ready(key, grpc=way.grpc)
+        if exchange.subset is not None:
+            addresses = [a for a in addresses if subset.holds(exchange.subset, a)]
+        if not addresses:
+            raise self._not_ready(name, key)
+        request.dispatched = True
+        await self._send(request, (addresses[request.number % len(addresses)],), made, write)
+
+    def _not_ready(self, name: str, key: ModelKey | None) -> RefusedError:
+        """No replica is ready; when one may be, as far as the queue knows."""
+        comes_in_s = self.desk.flow.comes_in(key, self.desk.clock()) if key is not None else None
+        after = max(1, math.ceil(comes_in_s or 0))
+        return RefusedError(Code.NOT_READY, f"no replica of {name} is ready", retry_after_s=after)
+
+    async def _send(
+        self, request: _Request, addresses: tuple[str, ...], made: HandOver, write: Write
+    ) -> None:
+        """Hand a request over to an endpoint and its fallbacks; over gRPC at its other port, to it alone."""
+        exchange = request.exchange
+        if exchange.way.grpc:
+            to = self.desk.world.grpc_addresses.get(addresses[0])
+            if to is None:  # gone meanwhile
+                raise RefusedError(Code.NOT_READY, f"{addresses[0]} does not speak gRPC", retry_after_s=1)
+            addresses = (to,)
+        if self.settings.show_endpoint:
+            exchange.told[ENDPOINT_HEADER] = addresses[0]
+        # The token is the caller's key to the cluster; no engine needs it.
+        kept = {DESTINATION_HEADER, *made.headers}
+        if self.settings.trust_class_header:
+            kept.add(AUTHORIZATION)
+        drop = tuple(n for n in self.credentials.hidden(exchange.headers) if n not in kept)
+        replies = exchange.send(
+            *addresses, headers=made.headers, drop=drop, body=made.body, rewrite=made.rewrite
+        )
+        await _write_all(write, replies)
+        self._hold(request, exchange.held)
+
     def _find(self, exchange: Exchange, name: str) -> ServedModel:
         model = self.desk.world.find(name)
         if model is None:
-            raise _RefusedError(404, "model_not_found", f"the model {name!r} does not exist", param="model")
+            raise RefusedError(Code.MODEL_NOT_FOUND, f"the model {name!r} does not exist", param="model")
         if model.protocol != exchange.protocol:
             paths = {OPENAI: "/v1/chat/completions", KSERVE: f"/v2/models/{name}/infer"}
-            raise _RefusedError(
-                400,
-                "protocol_mismatch",
+            raise RefusedError(
+                Code.PROTOCOL_MISMATCH,
                 f"the model {name!r} speaks {model.protocol} and not {exchange.protocol}; "
                 f"ask {paths.get(model.protocol, 'its own paths')}",
+            )
+        world = self.desk.world
+        if exchange.way.grpc and world.ready(model.key) and not world.ready(model.key, grpc=True):
+            raise RefusedError(
+                Code.PROTOCOL_MISMATCH,
+                f"the replicas of the model {name!r} have no gRPC port: name a container port grpc, or set "
+                "spec.engine.endpoints.grpcPort",
             )
         return model
 
     async def _classify(self, request: _Request, model: ServedModel) -> QoSClass:
-        """The request's class. Raises _RefusedError(403) with the reason when there is none."""
+        """The request's class. Raises RefusedError with the reason when there is none."""
         classes = self.desk.world.classes
         named = classify.named_class(request.exchange.headers)
         if self.settings.trust_class_header:
@@ -275,8 +350,8 @@ class Service:
         else:
             chosen = await self._allowed(request.caller, model, named)
         if isinstance(chosen, classify.Denied):
-            raise _RefusedError(403, "class_not_allowed", chosen.message)
-        request.qos_class = chosen
+            raise RefusedError(Code.CLASS_NOT_ALLOWED, chosen.message)
+        request.qos_class = request.exchange.told[CLASS_HEADER] = chosen
         return classes[chosen]
 
     async def _allowed(self, caller: Caller, model: ServedModel, named: str | None) -> str | classify.Denied:
@@ -300,12 +375,11 @@ class Service:
             return True
         return not isinstance(await self._allowed(request.caller, model, None), classify.Denied)
 
-    async def _wait(self, request: _Request, ask: Ask, read: Read) -> Dispatch | Refused | None:
+    async def _wait(self, request: _Request, ask: Ask, read: Read, write: Write) -> Dispatch | Refused | None:
         """Wait for the verdict, or for the client to leave: None."""
+        exchange = request.exchange
         future = self.desk.submit(ask)
-        # From here the queue counts its bytes.
-        self.receiving -= request.counted
-        request.counted = 0
+        self._hold(request, 0)  # from here the queue counts its bytes
         while not future.done():
             if request.pending is None:
                 request.pending = asyncio.ensure_future(read())
@@ -314,29 +388,13 @@ class Service:
                 message = await self._next(request, read)
                 if message is None:
                     return None
-                request.exchange.feed(message)  # nothing may come now: it says what is wrong
+                # Only a gRPC stream may go on while it waits; of others feed says what is wrong.
+                replies = exchange.feed(message)
+                if replies:
+                    await _write_all(write, replies)
+                    return None
+                self._hold(request, max(0, exchange.held - ask.size))
         return future.result()
-
-    async def _hand_over(
-        self, request: _Request, model: ServedModel, qos: QoSClass, to: Dispatch, write: Write
-    ) -> None:
-        exchange, headers, body = request.exchange, {}, None
-        if model.protocol == OPENAI:
-            headers[VLLM_PRIORITY_HEADER] = str(classify.vllm_priority(qos) if self.settings.qos else 0)
-        elif model.engine == "Triton":
-            level = (
-                classify.triton_priority(qos.name, model, self.desk.world.classes) if self.settings.qos else 1
-            )
-            body, length = with_priority(exchange.body, level, request.json_length)
-            if length is not None:
-                headers[_BINARY_HEADER] = str(length)
-        # The token is the caller's key to the cluster; no engine needs it.
-        kept = {DESTINATION_HEADER, *headers}
-        if self.settings.trust_class_header:
-            kept.add(AUTHORIZATION)
-        drop = tuple(n for n in self.credentials.hidden(exchange.headers) if n not in kept)
-        named = (to.address, *to.fallbacks)
-        await _write_all(write, exchange.send(*named, headers=headers, drop=drop, body=body))
 
     async def _next(self, request: _Request, read: Read) -> pb.ProcessingRequest | None:
         pending, request.pending = request.pending, None
@@ -349,34 +407,39 @@ class Service:
         world = self.desk.world
         if way.wants is Wants.HEALTH:
             await _write_all(write, exchange.answer(200, b"{}", reason="health"))
+        elif way.wants is Wants.SERVER:
+            await _write_all(write, exchange.answer(200, server_metadata(__version__), reason="server"))
         elif way.wants is Wants.MODEL_READY:
             model = self._find(exchange, way.model or "")
-            ready = any(e.ready and not e.draining for e in world.endpoints if e.model == model.key)
-            if not ready:
-                raise _RefusedError(503, "not_ready", f"no replica of {way.model!r} is ready")
+            if not world.ready(model.key):
+                raise self._not_ready(repr(way.model), model.key)
             await _write_all(write, exchange.answer(200, b"{}", reason="ready"))
         elif way.wants is Wants.MODEL_LIST:
-            names = [
-                (name, world.models[key].created_s)
+            listed = [
+                _entry(name, world.models[key])
                 for name, key in sorted(world.by_name.items())
                 if await self._usable(request, world.models[key])
             ]
-            await _write_all(write, exchange.answer(200, model_list(names), reason="models"))
+            await _write_all(write, exchange.answer(200, model_list(listed), reason="models"))
         elif way.wants is Wants.MODEL:
             entry = world.find(way.model or "")
             if entry is None or not await self._usable(request, entry):
-                raise _RefusedError(404, "model_not_found", f"the model {way.model!r} does not exist")
-            body = model_entry(way.model or "", entry.created_s)
+                raise RefusedError(Code.MODEL_NOT_FOUND, f"the model {way.model!r} does not exist")
+            body = model_entry(_entry(way.model or "", entry))
             await _write_all(write, exchange.answer(200, body, reason="model"))
         else:
             path = exchange.headers.get(":path", "").partition("?")[0]
             method = exchange.headers.get(":method", "")
-            raise _RefusedError(404, "unknown_url", f"there is no {method} {path} here")
+            raise RefusedError(Code.UNKNOWN_URL, f"there is no {method} {path} here")
 
 
-def _unknown(error: UnknowableError) -> _RefusedError:
-    status, code = (429, "too_many_unknown") if isinstance(error, CrowdedError) else (503, "identity_unknown")
-    return _RefusedError(status, code, str(error), retry_after=str(error.retry_after_s))
+def _entry(name: str, model: ServedModel) -> ListedModel:
+    return ListedModel(name, model.created_s, model.names[0] if name in model.adapters else None)
+
+
+def _unknown(error: UnknowableError) -> RefusedError:
+    code = Code.TOO_MANY_UNKNOWN if isinstance(error, CrowdedError) else Code.IDENTITY_UNKNOWN
+    return RefusedError(code, str(error), retry_after_s=error.retry_after_s)
 
 
 async def _write_all(write: Write, replies: list[pb.ProcessingResponse]) -> None:

@@ -86,6 +86,8 @@ def container(model: ModelDeployment, gpu_resource: str, grace_s: int) -> Object
     args = _arguments(model)
     values = _values(args)
     ports = [{"name": names.ENGINE_PORT_NAME, "containerPort": http_port(model)}]
+    if engine.type == "Triton":
+        ports.append({"name": names.GRPC_PORT_NAME, "containerPort": _port(values, "--grpc-port", 8001)})
     if METRICS_PORTS[engine.type] != engine.port:
         metrics = _port(values, "--metrics-port", METRICS_PORTS[engine.type])
         ports.append({"name": "metrics", "containerPort": metrics})
@@ -146,7 +148,7 @@ def _vllm(model: ModelDeployment) -> list[tuple[str, ...]]:
     spec, path = model.spec, source(model).path
     ours: list[tuple[str, ...]] = [
         ("--model", path),
-        ("--served-model-name", spec.model.name, *spec.model.aliases),
+        ("--served-model-name", *_served_names(model)),
         ("--port", "8000"),
         ("--tensor-parallel-size", str(spec.parallelism.tensor)),
         ("--pipeline-parallel-size", str(spec.parallelism.pipeline)),
@@ -159,9 +161,17 @@ def _vllm(model: ModelDeployment) -> list[tuple[str, ...]]:
     if spec.model.revision:
         ours.append(("--revision", spec.model.revision))
     if spec.model.adapters:
-        pairs = (f"{a.name}={a.uri.removeprefix('hf://')}" for a in spec.model.adapters)
+        pairs = (
+            f"{a.effective_engine_name}={(a.uri or '').removeprefix('hf://')}" for a in spec.model.adapters
+        )
         ours += [("--enable-lora",), ("--lora-modules", *pairs)]
     return ours
+
+
+def _served_names(model: ModelDeployment) -> tuple[str, ...]:
+    """What vLLM answers to. With a name of its own that is all: the picker rewrites requests."""
+    asked = model.spec.model
+    return (asked.engine_name,) if asked.engine_name else (asked.name, *asked.aliases)
 
 
 def _triton(model: ModelDeployment) -> list[tuple[str, ...]]:

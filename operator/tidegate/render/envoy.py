@@ -56,6 +56,10 @@ KEPT_BODY: Final = 1 << 20
 _TYPE: Final = "type.googleapis.com/"
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _UNLIMITED: Final = 1_000_000
+_GRPC: Final = "-grpc"
+"""Ends the name of a cluster's twin for gRPC."""
+_HTTP2: Final = {"initial_stream_window_size": 1 << 20, "initial_connection_window_size": 256 << 20}
+"""Many streams share a connection: a client that reads slowly must not fill it for the others."""
 ATTEMPTS: Final = 8
 """With the back-off below they last about six seconds, longer than a picker takes to restart."""
 _UPSTREAM_IDLE: Final = "4s"  # below the 5 s after which uvicorn, and so vLLM, closes an idle connection
@@ -100,9 +104,11 @@ def bootstrap(  # noqa: PLR0913 -- all by name, one place to see what can be cho
                 _admission_listener(failure_mode_allow),
             ],
             "clusters": [
-                _admission_cluster(),
+                _admission_cluster("admission", grpc=False),
+                _admission_cluster(f"admission{_GRPC}", grpc=True),
                 _picker_cluster(picker_host, picker_port),
-                _engines_cluster(),
+                _engines_cluster("engines", grpc=False),
+                _engines_cluster(f"engines{_GRPC}", grpc=True),
                 *(auth.clusters() if auth is not None else ()),
             ],
         },
@@ -130,12 +136,15 @@ def _gateway_listener(host: str, port: int, access_log: str | None, auth: Gatewa
     """What clients talk to: takes their internal headers away, checks who they are, and tries again."""
     forged = (*STRIPPED_HEADERS, *(auth.forged() if auth is not None else ()))
     checks = auth.filters() if auth is not None else []
-    route = _route("admission", _again())
-    routes = auth.routes(route) if auth is not None else [route]
+    routes = _routes("admission", _again())
+    if auth is not None:
+        routes = [parted for route in routes for parted in auth.routes(route)]
     manager = _manager("gateway", routes, [_strip_filter(forged), *checks, _router_filter()])
     manager |= {
         "http2_protocol_options": {"max_concurrent_streams": 1000},
         "use_remote_address": True,
+        # A client finds its request again by its own id.
+        "preserve_external_request_id": True,
         "normalize_path": True,
         "merge_slashes": True,
         "request_headers_timeout": "10s",
@@ -159,7 +168,7 @@ def _admission_listener(failure_mode_allow: bool) -> Config:
     # Only what surely never reached the engine is sent there again.
     again = {"retry_on": "connect-failure,refused-stream,reset-before-request", "num_retries": 1}
     filters = [_picker_filter(failure_mode_allow), _router_filter()]
-    manager = _manager("admission", [_route("engines", again)], filters)
+    manager = _manager("admission", _routes("engines", again), filters)
     return {"name": "admission", "internal_listener": {}, "filter_chains": [_chain(manager)]}
 
 
@@ -191,12 +200,20 @@ def _chain(manager: Config) -> Config:
     return {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
 
 
-def _route(cluster: str, retry_policy: Config) -> Config:
-    return {
-        "match": {"prefix": "/"},
-        "route": {"cluster": cluster, "timeout": "0s", "idle_timeout": "0s", "retry_policy": retry_policy},
-        "response_headers_to_remove": [AGAIN_HEADER] if cluster == "admission" else [],
-    }
+def _routes(cluster: str, retry_policy: Config) -> list[Config]:
+    """To a cluster; gRPC to its twin, which speaks HTTP/2 as gRPC must."""
+    ways: list[tuple[Config, str]] = [
+        ({"prefix": "/", "grpc": {}}, cluster + _GRPC),
+        ({"prefix": "/"}, cluster),
+    ]
+    return [
+        {
+            "match": match,
+            "route": {"cluster": to, "timeout": "0s", "idle_timeout": "0s", "retry_policy": retry_policy},
+            "response_headers_to_remove": [AGAIN_HEADER] if cluster == "admission" else [],
+        }
+        for match, to in ways
+    ]
 
 
 def _again() -> Config:
@@ -253,19 +270,29 @@ def _router_filter() -> Config:
 
 
 def _local_replies() -> Config:
-    """Envoy's own errors in OpenAI's shape; the picker's immediate answers are left as they are."""
+    """Envoy's own errors in OpenAI's shape, over gRPC as plain text, which becomes `grpc-message`.
+
+    The picker's immediate answers are left as they are.
+    """
     picker = 'response.code_details.contains("ext_proc_error")'
     engine = 'response.code_details.contains("upstream_reset_before_response_started")'
     no_keys = 'response.code_details.contains("Jwks_remote_fetch")'
     denied = 'response.code_details.contains("jwt_authn_access_denied") || response.code == 401'
     other = f'!response.code_details.contains("{LOCAL_DETAILS}")'
+    kinds = (
+        (picker, "the picker, which admits requests, did not answer; try again", True),
+        (engine, "the engine went away before it answered; try again", True),
+        (other, "gateway: %LOCAL_REPLY_BODY%", False),
+    )
+    kind = 'request.headers["content-type"]'
+    grpc = f'"content-type" in request.headers && {kind}.matches("^application/grpc($|[+])")'
     return {
         "mappers": [
-            _reply(picker, "the picker, which admits requests, did not answer; try again", again=True),
-            _reply(engine, "the engine went away before it answered; try again", again=True),
+            *(_reply(f"{why} && {grpc}", text, again=again, grpc=True) for why, text, again in kinds),
+            *(_reply(why, text, again=again) for why, text, again in kinds[:2]),
             _auth_reply(no_keys, 503, "identity_unknown", "server_error"),
             _auth_reply(denied, 401, "invalid_token", "authentication_error"),
-            _reply(other, "gateway: %LOCAL_REPLY_BODY%"),
+            *(_reply(why, text, again=again) for why, text, again in kinds[2:]),
         ]
     }
 
@@ -296,16 +323,19 @@ def _auth_reply(expression: str, status: int, code: str, kind: str) -> Config:
     return reply
 
 
-def _reply(expression: str, message: str, *, again: bool = False) -> Config:
+def _reply(expression: str, message: str, *, again: bool = False, grpc: bool = False) -> Config:
     error = {
         "message": f"{message} (%RESPONSE_CODE_DETAILS%)",
         "type": "gateway_error",
         "param": None,
         "code": "%RESPONSE_CODE%",
     }
+    shape: Config = {"json_format": {"error": error}}
+    if grpc:
+        shape = {"text_format_source": {"inline_string": f"{message} (%RESPONSE_CODE_DETAILS%)"}}
     reply: Config = {
         "filter": {"extension_filter": _matches(expression)},
-        "body_format_override": {"json_format": {"error": error}},
+        "body_format_override": shape,
     }
     if again:
         reply["headers_to_add"] = [{"header": {"key": AGAIN_HEADER, "value": "1"}}]
@@ -334,17 +364,21 @@ def _access_log(path: str) -> Config:
     }
 
 
-def _admission_cluster() -> Config:
+def _admission_cluster(name: str, *, grpc: bool) -> Config:
     inside = {"envoy_internal_address": {"server_listener_name": "admission"}}
-    return {
-        "name": "admission",
+    cluster: Config = {
+        "name": name,
         "type": "STATIC",
         "circuit_breakers": _breakers(),
         "load_assignment": {
-            "cluster_name": "admission",
+            "cluster_name": name,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": inside}}]}],
         },
     }
+    if grpc:
+        http2 = _typed(_HTTP_OPTIONS, explicit_http_config={"http2_protocol_options": _HTTP2})
+        cluster["typed_extension_protocol_options"] = {_HTTP_OPTIONS: http2}
+    return cluster
 
 
 def _picker_cluster(host: str, port: int) -> Config:
@@ -371,9 +405,9 @@ def _picker_cluster(host: str, port: int) -> Config:
     }
 
 
-def _engines_cluster() -> Config:
+def _engines_cluster(name: str, *, grpc: bool) -> Config:
     return {
-        "name": "engines",
+        "name": name,
         "type": "ORIGINAL_DST",
         "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": "2s",
@@ -383,7 +417,9 @@ def _engines_cluster() -> Config:
             _HTTP_OPTIONS: _typed(
                 _HTTP_OPTIONS,
                 common_http_protocol_options={"idle_timeout": _UPSTREAM_IDLE},
-                explicit_http_config={"http_protocol_options": {}},
+                explicit_http_config={"http2_protocol_options": _HTTP2}
+                if grpc
+                else {"http_protocol_options": {}},
             )
         },
     }

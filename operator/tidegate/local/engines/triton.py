@@ -1,6 +1,6 @@
 """The emulated Triton: KServe v2 and the generate extension over the pure engine model.
 
-HTTP carries all of it; gRPC health, repository, statistics and whole inferences.
+HTTP carries all of it; gRPC health, repository, statistics, inferences and streams of them.
 
 Infer, generate and generate_stream all answer, whatever a real model's transaction policy would
 allow. On SIGTERM it takes nothing new and lets what runs finish, for `--exit-timeout-secs` at most.

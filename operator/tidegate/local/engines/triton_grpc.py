@@ -1,16 +1,16 @@
-"""The emulated Triton's gRPC side: health, repository, statistics and whole inferences.
+"""The emulated Triton's gRPC side: health, repository, statistics, inferences and streams of them.
 
 Messages are those that tritonclient ships, imported with the first call: an engine that is never
-asked over gRPC need not carry them. Streams are served over HTTP only.
+asked over gRPC need not carry them.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 
 from tidegate.local.engines import triton_reports as reports
-from tidegate.local.engines.triton_core import VERSION, Code, Triton, TritonError
+from tidegate.local.engines.triton_core import VERSION, Ask, Code, Model, Triton, TritonError
 from tidegate.local.engines.triton_wire import ask_from, strings, values
 
 _SERVICE = "inference.GRPCInferenceService"
@@ -53,6 +53,7 @@ class GrpcFace:
             name: grpc.unary_unary_rpc_method_handler(_served(name, method))
             for name, method in methods.items()
         }
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self.stream_infer)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
         try:
             self._server.add_insecure_port(self._address)
@@ -112,20 +113,58 @@ class GrpcFace:
 
     async def infer(self, request: Any, pb: Any) -> Any:
         """KServe v2 inference."""
+        model, ask = self._asked(request, stream=False)
+        async with self._triton.infer(model, ask) as answer:
+            texts = await answer.whole()
+        return _answer(pb, model, ask, texts)
+
+    async def stream_infer(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:  # noqa: ARG002
+        """Inferences one after the other; one whose input `stream` is true answers token by token.
+
+        Errors of a request are messages of the stream, which goes on.
+        """
+        from tritonclient.grpc import service_pb2 as pb
+
+        async for raw in messages:
+            request = pb.ModelInferRequest.FromString(raw)
+            try:
+                model, ask = self._asked(request, stream=_wants_stream(request))
+                async with self._triton.infer(model, ask) as answer:
+                    if not ask.stream:
+                        yield _streamed(pb, _answer(pb, model, ask, await answer.whole()))
+                        continue
+                    async for words in answer.pieces():
+                        for word in words:
+                            yield _streamed(pb, _answer(pb, model, ask, [word]))
+            except TritonError as error:
+                yield bytes(pb.ModelStreamInferResponse(error_message=error.message).SerializeToString())
+
+    def _asked(self, request: Any, *, stream: bool) -> tuple[Model, Ask]:
         model = self._triton.model(request.model_name, request.model_version)
         tensors, shape = _tensors(request)
         parameters = {n: getattr(p, p.WhichOneof("parameter_choice")) for n, p in request.parameters.items()}
-        ask = ask_from(tensors, parameters, shape=shape, identity=request.id)
-        async with self._triton.infer(model, ask) as answer:
-            texts = await answer.whole()
-        raw = b"".join(len(t.encode()).to_bytes(4, "little") + t.encode() for t in texts)
-        return pb.ModelInferResponse(
-            model_name=model.name,
-            model_version=VERSION,
-            id=ask.id,
-            outputs=[{"name": "text_output", "datatype": "BYTES", "shape": list(shape)}],
-            raw_output_contents=[raw],
-        )
+        return model, ask_from(tensors, parameters, shape=shape, identity=request.id, stream=stream)
+
+
+def _answer(pb: Any, model: Model, ask: Ask, texts: list[str]) -> Any:
+    raw = b"".join(len(t.encode()).to_bytes(4, "little") + t.encode() for t in texts)
+    return pb.ModelInferResponse(
+        model_name=model.name,
+        model_version=VERSION,
+        id=ask.id,
+        outputs=[{"name": "text_output", "datatype": "BYTES", "shape": list(ask.shape)}],
+        raw_output_contents=[raw],
+    )
+
+
+def _streamed(pb: Any, answer: Any) -> bytes:
+    return bytes(pb.ModelStreamInferResponse(infer_response=answer).SerializeToString())
+
+
+def _wants_stream(request: Any) -> bool:
+    """The input `stream` of the vLLM backend."""
+    tensors, _ = _tensors(request)
+    return tensors.get("stream", [False])[:1] == [True]
 
 
 def _tensors(request: Any) -> tuple[dict[str, list[Any]], tuple[int, ...]]:

@@ -12,6 +12,7 @@ import logging
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
@@ -48,6 +49,8 @@ class Server:
         self._created = int(time.time())
         self._ids = itertools.count()
         self._closing = False
+        self._adapted: Counter[str] = Counter()
+        """Requests for LoRA adapters."""
 
     def app(self) -> web.Application:
         """The routes."""
@@ -85,7 +88,8 @@ class Server:
 
     async def metrics(self, _: web.Request) -> web.Response:
         """Prometheus text."""
-        text = vllm_metrics.render(self._driver, self._args.names[0])
+        wanted = self._adapted.keys() if self._args.adapters else None
+        text = vllm_metrics.render(self._driver, self._args.names[0], wanted)
         return web.Response(text=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def models(self, _: web.Request) -> web.Response:
@@ -97,10 +101,13 @@ class Server:
                 "created": self._created,
                 "owned_by": "vllm",
                 "root": self._args.model,
-                "parent": None,
+                "parent": parent,
                 "max_model_len": self._args.max_model_len,
             }
-            for name in self._args.names
+            for name, parent in (
+                *((name, None) for name in self._args.names),
+                *((name, self._args.names[0]) for name in self._args.adapters),
+            )
         ]
         return json_response({"object": "list", "data": cards})
 
@@ -139,6 +146,8 @@ class Server:
             )
             for prompt in job.prompts
         ]
+        if job.model in self._args.adapters:
+            self._adapted[job.model] += 1
         try:
             for generation in generations:
                 self._driver.submit(generation)
@@ -151,6 +160,7 @@ class Server:
             # Whatever ended the request, a client that left included, its room is free at once.
             for generation in generations:
                 self._driver.abort(generation)
+            self._adapted -= Counter((job.model,))  # keeps no zeros
 
     async def _stream(
         self,

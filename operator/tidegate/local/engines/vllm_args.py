@@ -36,7 +36,10 @@ _SUFFIXES = {"k": 10**3, "m": 10**6, "K": 2**10, "M": 2**20}
 
 @dataclass(frozen=True, slots=True)
 class VllmArgs:
-    """What the command line said. `names` are the served model names; the first labels metrics."""
+    """What the command line said. `names` are the served model names; the first labels metrics.
+
+    `adapters` are LoRA adapters: names that are served too, and cost nothing here.
+    """
 
     model: str
     names: tuple[str, ...]
@@ -45,6 +48,7 @@ class VllmArgs:
     max_model_len: int
     shutdown_timeout_s: float
     engine: EngineConfig
+    adapters: tuple[str, ...] = ()
     not_emulated: tuple[str, ...] = ()
 
 
@@ -67,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vllm serve", allow_abbrev=False)
     parser.add_argument("--model", default=None)
     parser.add_argument("--served-model-name", nargs="+", default=None)
+    parser.add_argument("--enable-lora", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--lora-modules", nargs="+", default=())
     parser.add_argument("--host", default=None)
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--max-num-seqs", type=_positive, default=256)
@@ -139,6 +145,7 @@ def parse(argv: Sequence[str], knobs: Knobs) -> VllmArgs:
     parsed = VllmArgs(
         model=model,
         names=tuple(known.served_model_name or [model]),
+        adapters=_adapters(parser, known),
         host=knobs.address(known.host),
         port=known.port,
         max_model_len=length,
@@ -146,6 +153,14 @@ def parse(argv: Sequence[str], knobs: Knobs) -> VllmArgs:
         engine=engine,
     )
     return replace(parsed, not_emulated=not_emulated)
+
+
+def _adapters(parser: argparse.ArgumentParser, known: argparse.Namespace) -> tuple[str, ...]:
+    """The names of `--lora-modules name=path …`, which vLLM heeds with --enable-lora only."""
+    for module in known.lora_modules:
+        if not all(module.partition("=")):
+            parser.error(f"argument --lora-modules: {module} is not name=path")
+    return tuple(m.partition("=")[0] for m in known.lora_modules) if known.enable_lora else ()
 
 
 def _dashed(word: str) -> str:

@@ -1,11 +1,20 @@
 """vLLM's `/metrics`, under vLLM's own names."""
 
+import time
+from collections.abc import Collection
+
 from tidegate.local.engines.driver import EngineDriver
 from tidegate.local.engines.promtext import Histogram, family, labels
 
 
-def render(driver: EngineDriver, model: str) -> str:
-    """The Prometheus text of one engine. `model` is its first served name."""
+def render(driver: EngineDriver, model: str, adapters: Collection[str] | None = None) -> str:
+    """The Prometheus text of one engine.
+
+    Args:
+        driver: The engine.
+        model: Its first served name.
+        adapters: LoRA adapters that its requests want now; None without LoRA.
+    """
     engine, stats = driver.engine, driver.stats
     text = labels({"model_name": model, "engine": "0"})
     config = engine.config
@@ -47,6 +56,15 @@ def render(driver: EngineDriver, model: str) -> str:
     lines += family(
         "vllm:cache_config_info", "gauge", "Information of the LLMEngine CacheConfig", [(cache, 1)]
     )
+    if adapters is not None:
+        listed = {
+            "max_lora": 1,
+            "waiting_lora_adapters": "",
+            "running_lora_adapters": ",".join(sorted(adapters)),
+        }
+        # The value says when: of several samples the newest counts.
+        lora = [(labels(listed), time.time())]
+        lines += family("vllm:lora_requests_info", "gauge", "Running stats on lora requests.", lora)
     lines += stats.lag.render(
         "tidegate_emulator_lag_seconds", "How late emulated steps ended; large: timings say nothing.", text
     )

@@ -81,7 +81,7 @@ def parse_job(raw: bytes, headers: Mapping[str, str], args: VllmArgs, *, chat: b
     """
     body = _object(raw, headers)
     model = _field(body, "model", str) or args.names[0]
-    if model not in args.names:
+    if model not in args.names and model not in args.adapters:
         raise ApiError(404, f"The model `{model}` does not exist.", kind="NotFoundError", param="model")
     _refuse_unsupported(body)
     stream = bool(_field(body, "stream", bool))
