@@ -89,6 +89,17 @@ class FinishCall:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredCall:
+    """`Flow.measured`."""
+
+    call: Literal["measured"] = field(default="measured", kw_only=True)
+    request: int
+    prompt_tokens: int
+    output_tokens: int
+    answer: None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ExpireCall:
     """`Flow.expire`, and whose time was over, in order."""
 
@@ -97,7 +108,7 @@ class ExpireCall:
     answer: Expiries
 
 
-Call = SetWorldCall | ReportCall | AdmitCall | DispatchCall | FinishCall | ExpireCall
+Call = SetWorldCall | ReportCall | AdmitCall | DispatchCall | FinishCall | MeasuredCall | ExpireCall
 Answer = Refused | tuple[Dispatch, ...] | Ended | Expiries | None
 
 

@@ -12,6 +12,7 @@ one waits for a safe replica, whole ones behind it may go to lent ones, and only
 
 import bisect
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -55,6 +56,8 @@ _RETRY_AFTER_MAX_S: Final = 600
 _CLAIMED: Final = 1000
 """Output tokens that count to minimum shares when a request is sent, at most: many ask for as much as a
 context holds, and make a few hundred. What it made is known, and counted, when it ends."""
+_UNMEASURED: Final = 4096
+"""Requests that ended and whose tokens may still be told; of more the oldest are forgotten."""
 _STARVES_S: Final = 5.0
 """However it came about that none of a class is sent, after this long one is, where it has room."""
 
@@ -71,6 +74,8 @@ class Flow:
         self._paces: dict[tuple[ModelKey, str], Mean] = {}
         self._owed: dict[tuple[ModelKey, str], Owed] = {}
         self._crowds: dict[tuple[ModelKey, str], Crowd] = {}
+        self._charged: OrderedDict[int, tuple[tuple[ModelKey, str], str, int, int]] = OrderedDict()
+        """By request that ended: its line and tenant, the prompt and output tokens charged to it."""
 
     @property
     def models(self) -> Mapping[ModelKey, Model]:
@@ -192,6 +197,8 @@ class Flow:
         if running is not None:
             self._learn(running, now, whole=whole)
             self._room.give_back(request, now, whole=whole)
+            if running.told is not None:
+                self._put_right(request, *running.told)
             return Ended.DISPATCHED
         key = self._where.pop(request, None)
         if key is None:
@@ -199,6 +206,14 @@ class Flow:
         self._drop(key, request)
         self._room.relegated.discard(request)
         return Ended.QUEUED
+
+    def measured(self, request: int, prompt_tokens: int, output_tokens: int) -> None:
+        """Take the tokens that a request really had, while it runs or after: its tenant had those."""
+        running = self._room.running.get(request)
+        if running is not None:
+            running.told = (prompt_tokens, output_tokens)
+        else:
+            self._put_right(request, prompt_tokens, output_tokens)
 
     def expire(self, now: float) -> list[tuple[Ask, Refused]]:
         """Refuse what has waited as long as its class allows, or has nothing left to wait for."""
@@ -412,8 +427,18 @@ class Flow:
         tenant, _ = self._tenant(ask)
         if tenant is not None and key in self._lines:
             self._lines[key].charge(tenant, OUTPUT_WEIGHT * (made - ask.output_tokens))
+            self._charged[ask.id] = (key, tenant, ask.prompt_tokens, made)
+            if len(self._charged) > _UNMEASURED:
+                self._charged.popitem(last=False)
         if self._owed:
             self._settle(running, made, now)
+
+    def _put_right(self, request: int, prompt_tokens: int, output_tokens: int) -> None:
+        """Charge a request that has ended as it was, in place of what was reckoned."""
+        key, tenant, prompt, output = self._charged.pop(request, (None, "", 0, 0))
+        if key in self._lines:
+            more = PROMPT_WEIGHT * (prompt_tokens - prompt) + OUTPUT_WEIGHT * (output_tokens - output)
+            self._lines[key].charge(tenant, more)
 
     def _drop(self, key: tuple[ModelKey, str], request: int) -> Waiting:
         line = self._lines[key]

@@ -45,7 +45,7 @@ class Running:
     """A request that holds room, since when, and the steps that its engine had made by then.
 
     `shared`: the lines that waited when it was sent and were owed a part of it, and how often they
-    had rested by then.
+    had rested by then. `told`: its real prompt and output tokens, where they came before its end.
     """
 
     ask: Ask
@@ -54,6 +54,7 @@ class Running:
     steps: float
     patient: bool
     shared: dict[tuple[ModelKey, str], int] = field(default_factory=dict)
+    told: tuple[int, int] | None = None
 
 
 class _Seen:

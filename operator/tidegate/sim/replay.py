@@ -18,6 +18,7 @@ from tidegate.adapters.decisions import (
     DispatchCall,
     ExpireCall,
     FinishCall,
+    MeasuredCall,
     ReportCall,
     SetWorldCall,
     decode,
@@ -163,6 +164,8 @@ def _tell(flow: Flow, call: Call) -> Answer:
             return tuple(flow.dispatch(call.now))
         case FinishCall():
             return flow.finish(call.request, call.now, whole=call.whole)
+        case MeasuredCall():
+            flow.measured(call.request, call.prompt_tokens, call.output_tokens)
         case ExpireCall():
             return tuple(flow.expire(call.now))
     return None
