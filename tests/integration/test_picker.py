@@ -68,7 +68,7 @@ def picker(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def gateway(picker: PickerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyProcess]:
-    envoy = EnvoyProcess(tmp_path_factory.mktemp("envoy"), picker.ports[0])
+    envoy = EnvoyProcess(tmp_path_factory.mktemp("envoy"), picker.ports[0], picker.ports[3])
     yield envoy.start()
     envoy.stop()
 

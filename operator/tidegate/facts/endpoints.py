@@ -28,7 +28,10 @@ Raw = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A ModelDeployment as requests see it. `classes` are those that exist, in the spec's order."""
+    """A ModelDeployment as requests see it. `classes` are those that exist, in the spec's order.
+
+    `gpus` work together on a request: those of a replica, or of one of its data-parallel ranks.
+    """
 
     key: ModelKey
     names: tuple[str, ...]
@@ -36,6 +39,7 @@ class ServedModel:
     protocol: str
     engine: str
     created_s: float = 0.0
+    gpus: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,7 @@ def _served(
         protocol=deployment.spec.engine.effective_protocol,
         engine=deployment.spec.engine.type,
         created_s=_created(deployment),
+        gpus=deployment.spec.parallelism.tensor * deployment.spec.parallelism.pipeline,
     )
 
 

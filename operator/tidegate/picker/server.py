@@ -12,6 +12,7 @@ from typing import Any, Final
 import grpc
 import orjson
 from aiohttp import web
+from envoy.service.accesslog.v3 import als_pb2_grpc
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as pb_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -24,6 +25,7 @@ from tidegate.picker.desk import Desk
 from tidegate.picker.engines import Engines
 from tidegate.picker.exchange import DEFAULT_MAX_BODY, ProtocolError
 from tidegate.picker.identity import Identity
+from tidegate.picker.measure import server as measure
 from tidegate.picker.service import Service, Settings
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Options:
     ext_proc_port: int = 9002
     health_port: int = 9003
     http_port: int = 9091
+    measure_port: int = 9004
     kubeconfig: str | None = None
     qos: bool = True
     trust_class_header: bool = False
@@ -121,7 +124,15 @@ class Picker:
         pb_grpc.add_ExternalProcessorServicer_to_server(Processor(self.service), ext_proc)
         checks = grpc.aio.server(options=GRPC_OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, checks)
-        for server, port in ((ext_proc, o.ext_proc_port), (checks, o.health_port)):
+        logs = grpc.aio.server(options=measure.OPTIONS)
+        als_pb2_grpc.add_AccessLogServiceServicer_to_server(
+            measure.AccessLogs(self.desk.book, self.desk.clock), logs
+        )
+        for server, port in (
+            (ext_proc, o.ext_proc_port),
+            (checks, o.health_port),
+            (logs, o.measure_port),
+        ):
             _listen(server, o.host, port)
         runner = web.AppRunner(self._app(), access_log=None)
         await runner.setup()
@@ -132,6 +143,7 @@ class Picker:
         await self._health.set("liveness", health_pb2.HealthCheckResponse.SERVING)
         loops = [self.cluster.run(), self.engines.run(), self.desk.run(), self._announce()]
         tasks = [asyncio.create_task(loop) for loop in loops]
+        await logs.start()
         await ext_proc.start()
         try:
             yield
@@ -142,6 +154,7 @@ class Picker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await logs.stop(0)
             await checks.stop(0)
             await runner.cleanup()
             if self.decisions is not None:
@@ -190,6 +203,7 @@ class Picker:
         state["api_server_connected"] = self.cluster.connected
         state["models"] = sorted(self.desk.world.by_name)
         state["notes"] = list(self.desk.world.notes)
+        state["promises"] = self.desk.book.describe(self.desk.clock())
         return web.Response(body=orjson.dumps(state), content_type="application/json")
 
 

@@ -18,6 +18,7 @@ from tidegate.picker import classify
 from tidegate.picker.desk import Desk
 from tidegate.picker.exchange import DEFAULT_MAX_BODY, Exchange, Outcome, Phase
 from tidegate.picker.identity import ANONYMOUS, Caller, Identity, InvalidTokenError, UnknowableError
+from tidegate.picker.measure.record import unix_s
 from tidegate.picker.protocols import (
     KSERVE,
     OPENAI,
@@ -28,6 +29,7 @@ from tidegate.picker.protocols import (
     read_body,
     with_priority,
 )
+from tidegate.render.measure import ARRIVED_HEADER, REQUEST_HEADER
 
 log = logging.getLogger(__name__)
 
@@ -182,20 +184,22 @@ class Service:
             raise _RefusedError(error.status, "bad_request", str(error), param=error.param) from error
         model = request.model = self._find(exchange, body.model)
         qos = await self._classify(request, model)
+        tenant = classify.tenant(qos, request.caller.user, model, exchange.headers)
         ask = Ask(
             id=request.number,
             model=model.key,
             qos_class=qos.name,
             prompt_tokens=body.prompt_tokens,
-            output_tokens=body.output_tokens,
+            output_tokens=self.desk.book.outputs.expected(model.key, qos.name, tenant, body.output_tokens),
             size=exchange.received,
             streamed=body.streamed,
-            tenant=classify.tenant(qos, request.caller.user, model, exchange.headers),
+            tenant=tenant,
         )
         verdict = await self._wait(request, ask, read)
         if verdict is None:
             return False
         if isinstance(verdict, Refused):
+            self.desk.book.refused(ask, self.desk.promised(ask), self.desk.clock())
             after = str(verdict.retry_after_s)
             raise _RefusedError(verdict.status, verdict.reason, verdict.message, retry_after=after)
         request.dispatched = True
@@ -270,7 +274,7 @@ class Service:
     async def _hand_over(
         self, request: _Request, model: ServedModel, qos: QoSClass, to: Dispatch, write: Write
     ) -> None:
-        exchange, headers, body = request.exchange, {}, None
+        exchange, headers, body = request.exchange, {REQUEST_HEADER: self._enter(request, model, to)}, None
         if model.protocol == OPENAI:
             headers[VLLM_PRIORITY_HEADER] = str(classify.vllm_priority(qos) if self.settings.qos else 0)
         elif model.engine == "Triton":
@@ -281,8 +285,14 @@ class Service:
             if length is not None:
                 headers[_BINARY_HEADER] = str(length)
         # The token is the caller's key to the cluster; no engine needs it.
-        drop = () if self.settings.trust_class_header else ("authorization",)
+        drop = (ARRIVED_HEADER, *(() if self.settings.trust_class_header else ("authorization",)))
         await _write_all(write, exchange.send(to.address, headers=headers, drop=drop, body=body))
+
+    def _enter(self, request: _Request, model: ServedModel, to: Dispatch) -> str:
+        """Enter the request in the book of what is measured; returns what its log entry will be known by."""
+        desk, arrived_s = self.desk, unix_s(request.exchange.headers.get(ARRIVED_HEADER, ""))
+        promised = desk.promised(to.ask)
+        return desk.book.handed(to.ask, promised, desk.clock(), arrived_s=arrived_s, gpus=model.gpus)
 
     async def _next(self, request: _Request, read: Read) -> pb.ProcessingRequest | None:
         pending, request.pending = request.pending, None
