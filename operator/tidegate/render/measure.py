@@ -18,13 +18,13 @@ KEY_FIRST: Final = "first"
 """When the first token passed: Unix time in microseconds, as text."""
 KEY_SEEN: Final = "seen"
 """So far: `events:bytes`, written again each time that twice as many have passed."""
-KEY_EVENTS: Final = "events"
-"""At the end of a stream: how many events carried tokens, as text."""
-KEY_USAGE: Final = "usage"
-"""At the end: `prompt:output` tokens by the engine's own account, as text."""
+KEY_END: Final = "end"
+"""At the end: `prompt:output:events`, as text. By the engine's own account, and as counted in a stream."""
+KEY_WHOLE: Final = "whole"
+"""At the end of an answer that is no stream: `first:prompt:output`."""
 
-_BATCH_S: Final = "0.5s"
-_BATCH_BYTES: Final = 64 << 10
+_BATCH_S: Final = "0.2s"
+_BATCH_BYTES: Final = 16 << 10
 
 # One coroutine runs per answer; what is got from `handle` does not outlive a chunk. `look` bounds
 # what is read of a chunk, whatever its size, and `tail` what is kept of it.
@@ -62,9 +62,10 @@ local function events(text)
 end
 
 local function usage(text)
-  local out = text:match('.*"completion_tokens"%s*:%s*(%d+)') or text:match('.*"output_tokens"%s*:%s*(%d+)')
-  local prompt = text:match('.*"prompt_tokens"%s*:%s*(%d+)') or text:match('.*"input_tokens"%s*:%s*(%d+)')
+  local out = text:match('^.*"completion_tokens"%s*:%s*(%d+)') or text:match('^.*"output_tokens"%s*:%s*(%d+)')
+  local prompt = text:match('^.*"prompt_tokens"%s*:%s*(%d+)') or text:match('^.*"input_tokens"%s*:%s*(%d+)')
   if prompt or out then return (prompt or "") .. ":" .. (out or "0") end
+  return ":"
 end
 
 local function whole(handle)
@@ -77,9 +78,7 @@ local function whole(handle)
       a, b, c, d = b, c, d, chunk:getBytes(from, length - from)
     end
   end
-  if first then note(handle, "first", first) end
-  local used = usage(a .. b .. c .. d)
-  if used then note(handle, "usage", used) end
+  if first then note(handle, "whole", first .. ":" .. usage(a .. b .. c .. d)) end
 end
 
 local function stream(handle)
@@ -114,9 +113,9 @@ local function stream(handle)
   if any and not first then note(handle, "first", any) end
   local last = a .. b .. c .. d
   local used = usage(last)
-  if used then note(handle, "usage", used) end
   if last:find("data: [DONE]", 1, true) then count = count - 1 end
-  note(handle, "events", tostring(math.max(0, used and count - 1 or count)))
+  if used ~= ":" then count = count - 1 end
+  note(handle, "end", used .. ":" .. math.max(0, count))
 end
 
 function envoy_on_response(handle)
