@@ -41,7 +41,9 @@ class Stage:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.told: list[tuple[int, int, int]] = []
-        self.book = Book(Measures(self.registry), LLAMA3_8B_A100, lambda *what: self.told.append(what))
+        measures = Measures()
+        self.registry.register(measures)
+        self.book = Book(measures, LLAMA3_8B_A100, lambda *what: self.told.append(what))
 
     def value(self, name: str, **labels: str) -> float:
         found = [

@@ -17,15 +17,18 @@ from tidegate.render.measure import REQUEST_HEADER
 @pytest.mark.parametrize(
     ("noted", "more", "tokens"),
     [
-        ({"usage": "12:345"}, {}, (12, 345, Source.USAGE)),
-        ({"usage": ":345"}, {}, (None, 345, Source.USAGE)),
-        ({"usage": "12:345", "events": "9"}, {}, (12, 345, Source.USAGE)),
-        ({"usage": f"1:{MOST_TOKENS + 1}", "events": "9"}, {}, (None, 9, Source.EVENTS)),
-        ({"usage": "1:-5", "events": "9"}, {}, (None, 9, Source.EVENTS)),
-        ({"usage": "1:٣"}, {}, (None, None, Source.ESTIMATE)),  # a digit, but none of ours
-        ({"usage": "1:" + "9" * 60}, {}, (None, None, Source.ESTIMATE)),
-        ({"usage": "x" * 5000}, {}, (None, None, Source.ESTIMATE)),
-        ({"events": "0"}, {}, (None, 0, Source.EVENTS)),
+        ({"end": "12:345:"}, {}, (12, 345, Source.USAGE)),
+        ({"end": ":345:"}, {}, (None, 345, Source.USAGE)),
+        ({"end": "12:345:9"}, {}, (12, 345, Source.USAGE)),
+        ({"end": f"1:{MOST_TOKENS + 1}:9"}, {}, (None, 9, Source.EVENTS)),
+        ({"end": "1:-5:9"}, {}, (None, 9, Source.EVENTS)),
+        ({"end": "1:٣:"}, {}, (None, None, Source.ESTIMATE)),  # a digit, but none of ours
+        ({"end": "1:" + "9" * 60}, {}, (None, None, Source.ESTIMATE)),
+        ({"end": "x" * 5000}, {}, (None, None, Source.ESTIMATE)),
+        ({"end": "::0"}, {}, (None, 0, Source.EVENTS)),
+        ({"whole": f"{BEGAN}000000:12:345"}, {}, (12, 345, Source.USAGE)),
+        ({"whole": f"{BEGAN}000000::"}, {}, (None, None, Source.ESTIMATE)),
+        ({"whole": "::::"}, {}, (None, None, Source.ESTIMATE)),
         (
             {"seen": "64:6400"},
             {"size": 9600, "flags": "downstream_connection_termination"},

@@ -125,7 +125,7 @@ def metrics_page() -> str:
     servers: dict[str, Iterable[Any]] = {
         "Controller, port 9090": vars(Telemetry()).values(),
         "Extender, port 9100": vars(ExtenderMetrics()).values(),
-        "Picker, port 9091": chain(vars(picker).values(), vars(picker.measures).values(), collected),
+        "Picker, port 9091": chain(vars(picker).values(), collected),
     }
     lines = [
         _GENERATED,

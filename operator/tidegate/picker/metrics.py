@@ -54,9 +54,10 @@ class Metrics:
             ("reason",),
             registry=self.registry,
         )
-        self.measures = Measures(self.registry)
+        self.measures = Measures()
         self.collectors: list[Collector] = []
-        self.register(gauges(flow))
+        for collector in (gauges(flow), self.measures):
+            self.register(collector)
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, _LABELS, registry=self.registry)

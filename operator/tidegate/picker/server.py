@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +204,11 @@ class Picker:
         state["api_server_connected"] = self.cluster.connected
         state["models"] = sorted(self.desk.world.by_name)
         state["notes"] = list(self.desk.world.notes)
+        running = Counter((*ask.model, ask.qos_class) for ask, _ in self.desk.flow.in_flight())
+        state["in_flight"] = [
+            {"namespace": key[0], "model": key[1], "qos_class": key[2], "requests": count}
+            for key, count in sorted(running.items())
+        ]
         state["promises"] = self.desk.book.describe(self.desk.clock())
         return web.Response(body=orjson.dumps(state), content_type="application/json")
 

@@ -30,6 +30,7 @@ MOST_OPEN: Final = 50_000
 GRACE_S: Final = 10.0
 _RECENT: Final = 512
 _RECENT_S: Final = 300.0
+_WORDS: Final = {True: "kept", False: "missed", None: "untold"}
 
 Tell = Callable[[int, int, int], None]
 """Told a request's number, its prompt and its output tokens."""
@@ -153,32 +154,33 @@ class Book:
             self._enter(one, got, Source.ESTIMATE, End.WHOLE, now)
 
     def _enter(self, one: _Open, got: Served, source: Source, end: End, now: float) -> None:
-        ask, measures = one.ask, self._measures
-        labels = (*ask.model, ask.qos_class)
+        ask = one.ask
+        series = self._measures.of(ask.model, ask.qos_class)
         gpu_s = one.gpus * promises.gpu_s(self._fit, got.prompt_tokens, got.output_tokens)
         exact = source if source is Source.USAGE else Source.ESTIMATE
-        measures.tokens.labels(*labels, "prompt", exact.value).inc(got.prompt_tokens)
-        measures.tokens.labels(*labels, "output", source.value).inc(got.output_tokens)
-        measures.gpu_s.labels(*labels).inc(gpu_s)
+        series.tokens["prompt", exact.value] += got.prompt_tokens
+        series.tokens["output", source.value] += got.output_tokens
+        series.gpu_s += gpu_s
         if ask.tenant:
             spent = (float(got.prompt_tokens), float(got.output_tokens), gpu_s)
             self.tenants.add(ask.model, ask.qos_class, ask.tenant, spent)
         if got.streamed and got.ttft_s is not None:
-            measures.ttft.labels(*labels).observe(got.ttft_s)
+            series.ttft.observe(got.ttft_s)
         if end is End.LEFT:
             self._left(one, got, math.inf if got.completion_s is None else got.completion_s, now)
             return
         if end is End.LOST:
             self._judge(ask, one.promised, False, now)
             return
-        if got.tpot_s is not None:
-            measures.tpot.labels(*labels).observe(got.tpot_s)
+        tpot_s = got.tpot_s
+        if tpot_s is not None:
+            series.tpot.observe(tpot_s)
         if got.completion_s is not None:
-            measures.completion.labels(*labels).observe(got.completion_s)
+            series.completion.observe(got.completion_s)
         if source is not Source.ESTIMATE and ask.output_tokens:
             self.outputs.made(ask.model, ask.qos_class, ask.tenant, got.output_tokens)
         standing = self._standing(ask, one.promised)
-        standing.recent.append((now, got.ttft_s if got.streamed else None, got.tpot_s))
+        standing.recent.append((now, got.ttft_s if got.streamed else None, tpot_s))
         self._judge(ask, one.promised, kept(one.promised, got), now)
 
     def _left(self, one: _Open, got: Served, after_s: float, now: float) -> None:
@@ -189,8 +191,7 @@ class Book:
         self._judge(one.ask, one.promised, False if late else None, now)
 
     def _judge(self, ask: Ask, promised: Objectives, verdict: bool | None, now: float) -> None:
-        word = {True: "kept", False: "missed", None: "untold"}[verdict]
-        self._measures.promises.labels(*ask.model, ask.qos_class, word).inc()
+        self._measures.of(ask.model, ask.qos_class).promises[_WORDS[verdict]] += 1
         if verdict is not None:
             self._standing(ask, promised).window.add(now, kept=verdict)
 
@@ -203,7 +204,7 @@ class Book:
         return standing
 
     def _count(self, outcome: str) -> None:
-        self._measures.records.labels(outcome).inc()
+        self._measures.records[outcome] += 1
 
     # ── what it looks like ──────────────────────────────────────────────────────────────────────
 
@@ -227,6 +228,7 @@ class Book:
                     "attainment": good / judged if judged else None,
                     "attainment_objective": promised.attainment,
                     "window_s": promised.window_s,
+                    "kept": good,
                     "judged": judged,
                     "answers": len(recent),
                     **_percentiles("ttft", ttft),

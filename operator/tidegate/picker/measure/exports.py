@@ -1,11 +1,13 @@
 """What was measured, as metrics. Their labels are bounded: tenants by name are the heaviest few."""
 
-from collections import OrderedDict
+import bisect
+import itertools
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from tidegate.core.flowtypes import ModelKey
@@ -67,53 +69,108 @@ def _sum(one: Spent | None, other: Spent) -> Spent:
     return (one[0] + other[0], one[1] + other[1], one[2] + other[2]) if one else other
 
 
-class Measures:
-    """The metrics that the book fills in."""
+class Spread:
+    """A histogram: how many values, in which bucket, and their sum."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(name, text, LABELS, buckets=buckets, registry=registry)
+    __slots__ = ("bounds", "counts", "total")
 
-        self.ttft = histogram(
-            "tidegate_ttft_seconds",
-            "From a request's arrival to its first token, of streamed answers, as Envoy saw it.",
-            _TTFT_S,
-        )
-        self.tpot = histogram(
-            "tidegate_tpot_seconds",
-            "Mean time between two output tokens of a streamed answer, as Envoy saw it.",
-            _TPOT_S,
-        )
-        self.completion = histogram(
-            "tidegate_completion_seconds",
-            "From a request's arrival to the last byte of its answer, of answers that came whole.",
-            _COMPLETION_S,
-        )
-        self.tokens = Counter(
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one."""
+        self.counts[bisect.bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """As Prometheus wants them: cumulative."""
+        names = [*(str(float(b)) for b in self.bounds), "+Inf"]
+        return list(zip(names, itertools.accumulate(map(float, self.counts)), strict=True))
+
+
+class Series:
+    """What was measured of one class of one model."""
+
+    __slots__ = ("completion", "gpu_s", "promises", "tokens", "tpot", "ttft")
+
+    def __init__(self) -> None:
+        self.ttft, self.tpot, self.completion = Spread(_TTFT_S), Spread(_TPOT_S), Spread(_COMPLETION_S)
+        self.tokens: Counter[tuple[str, str]] = Counter()
+        """By kind, prompt or output, and source."""
+        self.promises = dict.fromkeys(("kept", "missed", "untold"), 0)
+        self.gpu_s = 0.0
+
+
+class Measures(Collector):
+    """All that was measured, counted in plain numbers: prometheus_client's own cost more than the rest."""
+
+    def __init__(self) -> None:
+        self._series: dict[tuple[ModelKey, str], Series] = {}
+        self.records = dict.fromkeys(("measured", "estimated", "unknown", "unreadable", "forgotten"), 0)
+
+    def of(self, model: ModelKey, qos_class: str) -> Series:
+        """The series of one class of one model."""
+        key = (model, qos_class)
+        found = self._series.get(key)
+        if found is None:
+            found = self._series[key] = Series()
+        return found
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family."""
+        times = [
+            HistogramMetricFamily(name, text, labels=LABELS)
+            for name, text in (
+                (
+                    "tidegate_ttft_seconds",
+                    "From a request's arrival to its first token, of streamed answers, as Envoy saw it.",
+                ),
+                (
+                    "tidegate_tpot_seconds",
+                    "Mean time between two output tokens of a streamed answer, as Envoy saw it.",
+                ),
+                (
+                    "tidegate_completion_seconds",
+                    "From a request's arrival to the last byte of its answer, of answers that came whole.",
+                ),
+            )
+        ]
+        tokens = CounterMetricFamily(
             "tidegate_served_tokens",
             "Tokens of answers. kind: prompt or output; source: usage (the engine's account), "
             "events (counted in the stream) or estimate.",
-            (*LABELS, "kind", "source"),
-            registry=registry,
+            labels=(*LABELS, "kind", "source"),
         )
-        self.promises = Counter(
+        promises = CounterMetricFamily(
             "tidegate_promises",
             "Requests by whether all objectives were met: kept, missed, or untold.",
-            (*LABELS, "outcome"),
-            registry=registry,
+            labels=(*LABELS, "outcome"),
         )
-        self.gpu_s = Counter(
+        gpu_s = CounterMetricFamily(
             "tidegate_served_gpu_seconds",
             "GPU time of answers by the step-time fit, times the GPUs of a replica.",
-            LABELS,
-            registry=registry,
+            labels=LABELS,
         )
-        self.records = Counter(
+        for (model, qos_class), series in self._series.items():
+            labels = (*model, qos_class)
+            for family, spread in zip(times, (series.ttft, series.tpot, series.completion), strict=True):
+                family.add_metric(labels, spread.buckets(), spread.total)
+            for key, count in series.tokens.items():
+                tokens.add_metric((*labels, *key), count)
+            for outcome, count in series.promises.items():
+                promises.add_metric((*labels, outcome), count)
+            gpu_s.add_metric(labels, series.gpu_s)
+        yield from (*times, tokens, promises, gpu_s, self._records())
+
+    def _records(self) -> CounterMetricFamily:
+        records = CounterMetricFamily(
             "tidegate_measurements",
             "Requests and log entries: measured, estimated (no entry came), unknown, unreadable, forgotten.",
-            ("outcome",),
-            registry=registry,
+            labels=("outcome",),
         )
+        for outcome, count in self.records.items():
+            records.add_metric((outcome,), count)
+        return records
 
 
 class Tenants(Collector):

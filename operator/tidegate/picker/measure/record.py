@@ -11,10 +11,10 @@ from typing import Any, Final
 from envoy.data.accesslog.v3 import accesslog_pb2
 
 from tidegate.render.measure import (
-    KEY_EVENTS,
+    KEY_END,
     KEY_FIRST,
     KEY_SEEN,
-    KEY_USAGE,
+    KEY_WHOLE,
     NAMESPACE,
     REQUEST_HEADER,
 )
@@ -24,15 +24,17 @@ MOST_TOKENS: Final = 10_000_000
 _MOST_TEXT: Final = 64
 _LONGEST_S: Final = 7 * 86400.0
 
-_LOST: Final = (
-    "upstream_connection_termination",
-    "upstream_remote_reset",
-    "upstream_connection_failure",
-    "upstream_protocol_error",
-    "no_healthy_upstream",
-    "local_reset",
+_LOST: Final = frozenset(
+    {
+        "upstream_connection_termination",
+        "upstream_remote_reset",
+        "upstream_connection_failure",
+        "upstream_protocol_error",
+        "no_healthy_upstream",
+        "local_reset",
+    }
 )
-_LEFT: Final = ("downstream_connection_termination", "downstream_remote_reset")
+_LEFT: Final = frozenset({"downstream_connection_termination", "downstream_remote_reset"})
 
 
 class End(Enum):
@@ -106,13 +108,16 @@ def unix_s(text: str) -> float | None:
 
 
 def _noted(common: accesslog_pb2.AccessLogCommon) -> dict[str, str]:
-    """What the filter left, the texts of it that are short."""
+    """What the filter left, the texts of it that are short. A whole answer's is put as a stream's is."""
     if NAMESPACE not in common.metadata.filter_metadata:
         return {}
     fields = common.metadata.filter_metadata[NAMESPACE].fields
-    keys = (KEY_FIRST, KEY_SEEN, KEY_EVENTS, KEY_USAGE)
-    found = {key: fields[key].string_value for key in keys if key in fields}
-    return {key: text for key, text in found.items() if len(text) <= _MOST_TEXT}
+    found = {key: text for key, value in fields.items() if len(text := value.string_value) <= _MOST_TEXT}
+    whole = found.get(KEY_WHOLE)
+    if whole is not None:
+        first, _, used = whole.partition(":")
+        found = {KEY_FIRST: first, KEY_END: used}
+    return found
 
 
 def _first(noted: dict[str, str], started_s: float) -> float | None:
@@ -134,18 +139,20 @@ def _ended(common: accesslog_pb2.AccessLogCommon, started_s: float) -> float | N
 
 
 def _end(flags: accesslog_pb2.ResponseFlags) -> End:
-    if any(getattr(flags, name) for name in _LOST):
-        return End.LOST
-    return End.LEFT if any(getattr(flags, name) for name in _LEFT) else End.WHOLE
+    found = {field.name for field, _ in flags.ListFields()}
+    if not found:
+        return End.WHOLE
+    return End.LOST if found & _LOST else End.LEFT if found & _LEFT else End.WHOLE
 
 
 def _tokens(noted: dict[str, str], size: int, end: End) -> tuple[int | None, int | None, Source]:
     """Prompt and output tokens, and where they are from."""
-    prompt, _, output = noted.get(KEY_USAGE, "").partition(":")
+    prompt, _, more = noted.get(KEY_END, "").partition(":")
+    output, _, counted = more.partition(":")
     made = _number(output, MOST_TOKENS)
     if made is not None:
         return _number(prompt, MOST_TOKENS), made, Source.USAGE
-    events = _number(noted.get(KEY_EVENTS, ""), MOST_TOKENS)
+    events = _number(counted, MOST_TOKENS)
     if events is None and KEY_SEEN in noted:
         count, _, length = noted[KEY_SEEN].partition(":")
         events, by = _number(count, MOST_TOKENS), _number(length, 1 << 50)
