@@ -26,6 +26,11 @@ from support.ports import free_ports
 from tidegate.render.envoy import bootstrap
 
 ARMS: Final = ("without", "measured")
+ANSWER: Final = (
+    '{"id":"cmpl-0123456789abcdef","object":"text_completion","created":1700000000,"model":"m","choices":['
+    '{"index":0,"text":"%s","finish_reason":"length","stop_reason":null}],"usage":{"prompt_tokens":500,'
+    '"total_tokens":516,"completion_tokens":16,"prompt_tokens_details":null}}' % (" word" * 16)
+)
 STREAMS, EVENTS, GAP_S = 32, 60, 0.01
 _EVENT: Final = (
     b'data: {"id":"cmpl-0123456789abcdef","object":"text_completion","created":1700000000,"model":"m",'
@@ -134,7 +139,11 @@ class Bench:
 def whole(bench: Bench, runs: int, seconds: float, *, quick: bool) -> list[Row]:
     """Small answers as fast as they come."""
     back, admin = free_ports(2)
-    bench.started.append(start_envoy(bench.folder, "engine", engine(back, admin)))
+    answers = engine(back, admin)
+    routes = bench_picker._manager(answers)["route_config"]["virtual_hosts"][0]["routes"]
+    routes[0]["direct_response"]["body"]["inline_string"] = ANSWER
+    routes[0]["response_headers_to_add"] = [{"header": {"key": "content-type", "value": "application/json"}}]
+    bench.started.append(start_envoy(bench.folder, "engine", answers))
     to = f"127.0.0.1:{back}"
     picker, gateways = bench.gateways(to)
     rates: dict[str, list[float]] = {arm: [] for arm in ARMS}

@@ -1,6 +1,7 @@
 """Whether a promise was kept, and how often over a time. Times are seconds."""
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,22 +40,32 @@ def kept(promised: Objectives, got: Served) -> bool | None:
     stream that keeps its promises would; without a promised pace that cannot be told. An answer
     without output tokens, such as an embedding, is due when a first token would be.
     """
-    due_s = promises.first_token_due(promised, got.prompt_tokens, 0.0)
-    checks: list[tuple[float | None, float | None]] = [(promised.completion_s, got.completion_s)]
-    if promised.ttft_s is not None:
-        if got.streamed:
-            checks.append((due_s, got.ttft_s))
-        elif not got.output_tokens:
-            checks.append((due_s, got.completion_s))
-        elif promised.tpot_s is not None:
-            checks.append((due_s + promised.tpot_s * (got.output_tokens - 1), got.completion_s))
+    late = unknown = told = False
+    for most_s, found_s in _checks(promised, got):
+        if most_s is None:
+            continue
+        if found_s is None:
+            unknown = True
+        else:
+            told = True
+            late = late or found_s > most_s
+    return False if late else True if told and not unknown else None
+
+
+def _checks(promised: Objectives, got: Served) -> Iterator[tuple[float | None, float | None]]:
+    """What was promised at most, and what was found; None for what was not."""
+    yield promised.completion_s, got.completion_s
     if got.streamed and got.output_tokens > 1:
-        checks.append((promised.tpot_s, got.tpot_s))
-    asked = [(most, found) for most, found in checks if most is not None]
-    known = [found <= most for most, found in asked if found is not None]
-    if not all(known):
-        return False
-    return True if known and len(known) == len(asked) else None
+        yield promised.tpot_s, got.tpot_s
+    if promised.ttft_s is None:
+        return
+    due_s = promises.first_token_due(promised, got.prompt_tokens, 0.0)
+    if got.streamed:
+        yield due_s, got.ttft_s
+    elif not got.output_tokens:
+        yield due_s, got.completion_s
+    elif promised.tpot_s is not None:
+        yield due_s + promised.tpot_s * (got.output_tokens - 1), got.completion_s
 
 
 class Window:

@@ -1,7 +1,7 @@
 """What Envoy notes of an answer, and how it tells the picker: a Lua filter and a gRPC access log.
 
 Response headers are not the first token: an engine may answer them before it begins. So a filter on
-the way back looks at the body as it passes. It notes when the first token came and, at the end, what
+the way back looks at the body as it passes. It notes when a stream's first token came and, at the end, what
 the engine says that it used; it keeps no more of the body than its last four chunks, 1 KiB of each.
 The access log takes that to the picker in batches, with the header that names the request.
 """
@@ -15,13 +15,11 @@ ARRIVED_HEADER: Final = "x-tidegate-arrived"
 NAMESPACE: Final = "tidegate"
 """Of the dynamic metadata in which the filter leaves what it saw."""
 KEY_FIRST: Final = "first"
-"""When the first token passed: Unix time in microseconds, as text."""
+"""When a stream's first token passed: Unix time in microseconds, as text."""
 KEY_SEEN: Final = "seen"
 """So far: `events:bytes`, written again each time that twice as many have passed."""
 KEY_END: Final = "end"
 """At the end: `prompt:output:events`, as text. By the engine's own account, and as counted in a stream."""
-KEY_WHOLE: Final = "whole"
-"""At the end of an answer that is no stream: `first:prompt:output`."""
 
 _BATCH_S: Final = "0.2s"
 _BATCH_BYTES: Final = 16 << 10
@@ -69,16 +67,16 @@ local function usage(text)
 end
 
 local function whole(handle)
-  local first, a, b, c, d = nil, "", "", "", ""
+  local a, b, c, d = "", "", "", ""
   for chunk in handle:bodyChunks() do
     local length = chunk:length()
     if length > 0 then
-      first = first or now(handle)
-      local from = math.max(0, length - tail)
-      a, b, c, d = b, c, d, chunk:getBytes(from, length - from)
+      local kept = math.min(length, tail)
+      a, b, c, d = b, c, d, chunk:getBytes(length - kept, kept)
     end
   end
-  if first then note(handle, "whole", first .. ":" .. usage(a .. b .. c .. d)) end
+  local used = usage(a .. b .. c .. d)
+  if used ~= ":" then note(handle, "end", used .. ":") end
 end
 
 local function stream(handle)
@@ -120,11 +118,11 @@ end
 
 function envoy_on_response(handle)
   local headers = handle:headers()
-  local kind = headers:get("content-type") or ""
   if headers:get(":status") ~= "200" then return end
+  local kind = headers:get("content-type") or ""
   if kind:find("text/event-stream", 1, true) then
     stream(handle)
-  else
+  elseif kind:find("json", 1, true) then
     whole(handle)
   end
 end

@@ -14,7 +14,6 @@ from tidegate.render.measure import (
     KEY_END,
     KEY_FIRST,
     KEY_SEEN,
-    KEY_WHOLE,
     NAMESPACE,
     REQUEST_HEADER,
 )
@@ -108,16 +107,11 @@ def unix_s(text: str) -> float | None:
 
 
 def _noted(common: accesslog_pb2.AccessLogCommon) -> dict[str, str]:
-    """What the filter left, the texts of it that are short. A whole answer's is put as a stream's is."""
+    """What the filter left, the texts of it that are short."""
     if NAMESPACE not in common.metadata.filter_metadata:
         return {}
     fields = common.metadata.filter_metadata[NAMESPACE].fields
-    found = {key: text for key, value in fields.items() if len(text := value.string_value) <= _MOST_TEXT}
-    whole = found.get(KEY_WHOLE)
-    if whole is not None:
-        first, _, used = whole.partition(":")
-        found = {KEY_FIRST: first, KEY_END: used}
-    return found
+    return {key: text for key, value in fields.items() if len(text := value.string_value) <= _MOST_TEXT}
 
 
 def _first(noted: dict[str, str], started_s: float) -> float | None:
