@@ -59,7 +59,7 @@ class Reporter:
         lanes = by_lane(pods)
         for ref, model in facts.models.items():
             views = {
-                name: replace(view, attained=_attained(facts, model, name))
+                name: replace(view, attained=attained(facts, model, name))
                 for name, view in self._views(model, lanes, pods).items()
             }
             outcome = models.get(ref, Outcome())
@@ -175,7 +175,7 @@ class Reporter:
             await self._events.post(raw, "Report", condition["reason"], note, now=time.time(), warning=bad)
 
 
-def _attained(facts: Facts, model: ModelFacts, qos_class: str) -> int | None:
+def attained(facts: Facts, model: ModelFacts, qos_class: str) -> int | None:
     """Of a hundred requests, those that met all objectives, rounded down: 99 is at least 99."""
     seen = facts.snapshot.demand.get(model.key(qos_class))
     return 100 * seen.kept // seen.judged if seen is not None and seen.judged else None
