@@ -19,7 +19,9 @@ from support.wait import eventually
 from tidegate.core.flow import Policy
 from tidegate.picker.decisionlog import RecordedFlow
 from tidegate.picker.desk import Desk
+from tidegate.picker.measure.book import GRACE_S
 from tidegate.picker.measure.record import End, Record, Source
+from tidegate.render.envoy import ATTEMPTS
 from tidegate.render.measure import ARRIVED_HEADER, REQUEST_HEADER
 from tidegate.sim.replay import replay
 
@@ -128,7 +130,7 @@ async def test_a_stream_is_measured_as_the_client_saw_it(client: Client, usage: 
 
 
 async def test_a_late_first_token_is_a_promise_missed(client: Client) -> None:
-    await client.ask(STREAM | {"x": {"first_s": 0.7}})
+    await client.ask(STREAM | {"x": {"first_s": 1.7}})
     await client.measured()
     assert client.value("tidegate_promises_total", outcome="missed") == 1
     assert client.value("tidegate_attainment_ratio", qos_class="high") == 0.0
@@ -202,6 +204,35 @@ async def test_nobody_outside_names_requests(client: Client, engine: PacedEngine
     assert seen[REQUEST_HEADER] == client.records[0].request != "1-forged"
     assert ARRIVED_HEADER not in seen
     assert client.value("tidegate_completion_seconds_sum") < 30
+
+
+async def test_an_engine_that_never_answers_has_missed_once(client: Client) -> None:
+    """Nine attempts, and the client gets the 503: one request, one promise."""
+    seen = await client.ask(STREAM | {"x": {"die_first_s": 0.0, "deaths": 99}})
+    assert seen.status == 503
+    await client.measured(ATTEMPTS + 1)
+    assert {r.status for r in client.records} == {503}
+    assert client.value("tidegate_promises_total") == 1
+    assert client.value("tidegate_promises_total", outcome="missed") == 1
+
+
+async def test_behind_another_gateway_it_is_estimates_that_say_so(
+    engine: PacedEngine, tmp_path: Path
+) -> None:
+    at = f"127.0.0.1:{engine.port}"
+    async with (
+        gateway(tmp_path, at, measured=False) as (desk, url),
+        httpx.AsyncClient(base_url=url, timeout=30) as http,
+    ):
+        one = Client(desk, http)
+        await one.ask(STREAM | {"max_tokens": 40, "x": {"tokens": 3, "usage": True}})
+        await eventually(lambda: _sync(len(list(desk.flow.in_flight()))), until=lambda n: n == 0)
+        desk.book.sweep(desk.clock() + GRACE_S + 1)
+    assert one.value("tidegate_measurements_total", outcome="estimated") == 1
+    assert one.value("tidegate_served_tokens_total", kind="output", source="estimate") == 40
+    assert one.value("tidegate_ttft_seconds_count") == 0
+    assert one.value("tidegate_completion_seconds_count") == 1
+    assert one.value("tidegate_promises_total", outcome="untold") == 1
 
 
 async def test_replay_of_a_measured_queue_decides_the_same(engine: PacedEngine, tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from support.chat import Caller
 from support.fake_engine import FakeEngine
 from support.gateway import EnvoyProcess, PickerProcess
 from support.wait import eventually
 from tidegate.adapters.kube import Kube, kinds
+from tidegate.cli.main import app
 from tidegate.local import binaries
 from tidegate.local.cluster import LocalCluster
 from tidegate.render.envoy import ATTEMPTS, bootstrap
@@ -605,3 +607,25 @@ async def test_a_trusted_gateway_s_header_needs_no_token(
     finally:
         envoy.stop()
         own.stop()
+
+
+async def test_what_is_measured_is_shown(make_model: MakeModel) -> None:
+    """Envoy's log reaches the picker's process; its metrics, its state and `tidegate top` tell."""
+    model = await make_model()
+    for stream in (True, False):
+        response = await model.both.chat(model.name, stream=stream)
+        assert response.status_code == 200
+
+    async def seen() -> float:
+        return model.picker.metric("tidegate_completion_seconds_count", model=model.name, qos_class=HIGH)
+
+    await eventually(seen, until=lambda n: n == 2)
+    assert model.picker.metric("tidegate_ttft_seconds_count", model=model.name) == 1
+    assert model.picker.metric("tidegate_promises_total", model=model.name, outcome="kept") == 1
+    command = ["top", "--picker", model.picker.url, "-o", "json"]
+    done = await asyncio.to_thread(CliRunner().invoke, app, command)
+    assert done.exit_code == 0, done.output
+    rows = [row for row in json.loads(done.stdout) if row["model"] == model.name]
+    [row] = [row for row in rows if row["qos_class"] == HIGH]
+    assert (row["judged"], row["attainment"], row["attainment_objective"]) == (1, 1.0, 0.99)
+    assert 0 < row["ttft_p50_s"] < 1

@@ -54,6 +54,8 @@ class Stage:
         ]
         return sum(found)
 
-    def handed(self, number: int = 7, *, streamed: bool = True, tenant: str = "", gpus: int = 1) -> str:
+    def handed(
+        self, number: int = 7, *, streamed: bool = True, tenant: str = "", gpus: int = 1, last: bool = False
+    ) -> str:
         ask = Ask(number, MODEL, "high", 100, 50, streamed=streamed, tenant=tenant)
-        return self.book.handed(ask, CHAT, 10.0, arrived_s=BEGAN - 0.25, gpus=gpus)
+        return self.book.handed(ask, CHAT, 10.0, arrived_s=BEGAN - 0.25, gpus=gpus, last=last)

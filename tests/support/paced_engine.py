@@ -13,13 +13,13 @@ from aiohttp import web
 class PacedEngine:
     """Obeys `x` in the body: first_s, gap_s (seconds), tokens, usage, role, text, die_after (tokens).
 
-    With die_first_s the first attempt ends after that long, without an answer.
+    With die_first_s the first attempt, or the first `deaths`, end after that long, without an answer.
     """
 
     port: int = 0
     headers: list[dict[str, str]] = field(default_factory=list)
     left: int = 0
-    died: bool = False
+    deaths: int = 0
     _runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> "PacedEngine":
@@ -40,8 +40,8 @@ class PacedEngine:
         body = orjson.loads(await request.read())
         self.headers.append({k.lower(): v for k, v in request.headers.items()})
         x: dict[str, Any] = {"first_s": 0.0, "gap_s": 0.0, "tokens": 3, "text": "a"} | body.get("x", {})
-        if "die_first_s" in x and not self.died:
-            self.died = True
+        if "die_first_s" in x and self.deaths < x.get("deaths", 1):
+            self.deaths += 1
             await asyncio.sleep(x["die_first_s"])
             _abort(request)
             return web.Response()

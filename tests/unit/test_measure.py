@@ -195,6 +195,14 @@ def test_which_promises_are_missed(more: dict[str, Any], outcome: str | None) ->
     assert found == {"kept": 0, "missed": 0, "untold": 0} | ({outcome: 1} if outcome else {})
 
 
+def test_the_last_attempt_of_all_is_a_promise_missed() -> None:
+    stage = Stage()
+    for number, last in ((1, False), (2, True)):
+        request = stage.handed(number, last=last)
+        stage.book.take(Record(request, 503, End.LOST, BEGAN, ended_s=BEGAN + 1.0), 12.0)
+        assert stage.value("tidegate_promises_total", outcome="missed") == int(last)
+
+
 def test_a_refusal_is_a_promise_missed_where_one_was_made() -> None:
     stage = Stage()
     ask = Ask(1, MODEL, "high", 1, 1)

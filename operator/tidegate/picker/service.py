@@ -29,7 +29,8 @@ from tidegate.picker.protocols import (
     read_body,
     with_priority,
 )
-from tidegate.render.measure import ARRIVED_HEADER, REQUEST_HEADER
+from tidegate.render.envoy import ATTEMPTS
+from tidegate.render.measure import ARRIVED_HEADER, ATTEMPT_HEADER, REQUEST_HEADER
 
 log = logging.getLogger(__name__)
 
@@ -290,9 +291,15 @@ class Service:
 
     def _enter(self, request: _Request, model: ServedModel, to: Dispatch) -> str:
         """Enter the request in the book of what is measured; returns what its log entry will be known by."""
-        desk, arrived_s = self.desk, unix_s(request.exchange.headers.get(ARRIVED_HEADER, ""))
-        promised = desk.promised(to.ask)
-        return desk.book.handed(to.ask, promised, desk.clock(), arrived_s=arrived_s, gpus=model.gpus)
+        desk, headers = self.desk, request.exchange.headers
+        return desk.book.handed(
+            to.ask,
+            desk.promised(to.ask),
+            desk.clock(),
+            arrived_s=unix_s(headers.get(ARRIVED_HEADER, "")),
+            last=headers.get(ATTEMPT_HEADER) == str(ATTEMPTS + 1),
+            gpus=model.gpus,
+        )
 
     async def _next(self, request: _Request, read: Read) -> pb.ProcessingRequest | None:
         pending, request.pending = request.pending, None

@@ -126,6 +126,7 @@ def _measure(config: Config, cluster: Config) -> None:
     resources = config["static_resources"]
     gateway, admission = (x["filter_chains"][0]["filters"][0]["typed_config"] for x in resources["listeners"])
     gateway["route_config"]["request_headers_to_add"] = [measure.arrived()]
+    gateway["route_config"]["virtual_hosts"][0]["include_request_attempt_count"] = True
     admission["http_filters"].insert(-1, measure.lua_filter())
     admission["access_log"] = [measure.access_log(cluster["name"])]
     resources["clusters"].append(cluster)

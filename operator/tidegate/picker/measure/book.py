@@ -38,7 +38,10 @@ Tell = Callable[[int, int, int], None]
 
 @dataclass(slots=True)
 class _Open:
-    """A request whose entry has not come. `arrived_s` is by Envoy's clock, the rest by the picker's."""
+    """A request whose entry has not come. `arrived_s` is by Envoy's clock, the rest by the picker's.
+
+    `last`: it is not tried again, should its engine go before it answers.
+    """
 
     ask: Ask
     secret: str
@@ -46,6 +49,7 @@ class _Open:
     gpus: int
     since_s: float
     arrived_s: float | None
+    last: bool = False
     ended_s: float | None = None
     whole: bool = False
 
@@ -75,13 +79,20 @@ class Book:
     # ── a request's life ────────────────────────────────────────────────────────────────────────
 
     def handed(
-        self, ask: Ask, promised: Objectives, now: float, *, arrived_s: float | None = None, gpus: int = 1
+        self,
+        ask: Ask,
+        promised: Objectives,
+        now: float,
+        *,
+        arrived_s: float | None = None,
+        last: bool = False,
+        gpus: int = 1,
     ) -> str:
         """Enter a request that an engine is given; returns the value of its header.
 
         Nobody but Envoy and that engine sees it, and it cannot be guessed.
         """
-        one = _Open(ask, secrets.token_hex(8), promised, gpus, now, arrived_s)
+        one = _Open(ask, secrets.token_hex(8), promised, gpus, now, arrived_s, last)
         self._open[ask.id] = one
         while len(self._open) > MOST_OPEN:
             self._open.popitem(last=False)
@@ -142,7 +153,9 @@ class Book:
                 self._tell(ask.id, got.prompt_tokens, got.output_tokens)
             return
         # It never began to answer: if its engine went, its next attempt is another request here.
-        if record.end is End.LEFT:
+        if record.end is End.LOST and one.last:
+            self.refused(ask, one.promised, now)
+        elif record.end is End.LEFT:
             waited_s = (record.ended_s or record.started_s) - began_s
             got = Served(ask.prompt_tokens, 0, ask.streamed)
             self._left(one, got, waited_s, now)
