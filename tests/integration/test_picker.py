@@ -23,10 +23,12 @@ from tidegate.local import binaries
 from tidegate.local.cluster import LocalCluster
 from tidegate.render.envoy import ATTEMPTS, bootstrap
 
-HIGH, LOW = "pick-high", "pick-low"
+HIGH, LOW, PACED = "pick-high", "pick-low", "pick-paced"
 CLASSES = {
     HIGH: {"priority": 900, "objectives": {"timeToFirstToken": "1s"}, "queue": {"maxWait": "5s"}},
     LOW: {"priority": 10, "reclaim": "Always", "queue": {"maxRequests": 3, "maxWait": "20s"}},
+    # A step of the fit's engine takes 14.5 ms: beside anything else it is too slow for this.
+    PACED: {"priority": 950, "objectives": {"timeToFirstToken": "1s", "timePerOutputToken": "20ms"}},
 }
 
 
@@ -154,6 +156,7 @@ async def make_model(
             lanes: list[str] | None = None,
             *,
             slots: int = 4,
+            high: str = HIGH,
             engine: dict[str, Any] | None = None,
             behind: PickerProcess = picker,
             via: httpx.AsyncClient = client,
@@ -162,14 +165,14 @@ async def make_model(
             spec = {
                 "model": {"name": name, "uri": "hf://test/test", "aliases": [f"alias/{name}"]},
                 "engine": engine or {"type": "vLLM"},
-                "classes": [{"qosClass": HIGH}, {"qosClass": LOW}],
+                "classes": [{"qosClass": high}, {"qosClass": LOW}],
             }
             await kube.create(
                 kinds.MODEL_DEPLOYMENT, {"metadata": {"name": name, "namespace": namespace}, "spec": spec}
             )
             callers = [
                 Caller(via, await token_for(kube, namespace, f"{name}-{who}", uses))
-                for who, uses in (("both", [HIGH, LOW]), ("low", [LOW]), ("nobody", []))
+                for who, uses in (("both", [high, LOW]), ("low", [LOW]), ("nobody", []))
             ]
             model = Model(name, namespace, behind, via, kube, *callers)
             for lane in lanes if lanes is not None else [LOW]:
@@ -466,6 +469,27 @@ async def test_clients_that_leave_free_their_place_at_once(make_model: MakeModel
     await model.settled()
     engine.gate.set()
     assert (await model.low.chat(model.name)).status_code == 200
+
+
+async def test_batch_is_taken_back_from_beside_a_person_and_answered_later(make_model: MakeModel) -> None:
+    model = await make_model(slots=4, high=PACED)
+    engine = model.engines[0]
+    engine.gate.clear()
+    batch = [asyncio.create_task(model.low.chat(model.name)) for _ in range(2)]
+    stream = asyncio.create_task(model.low.chat(model.name, stream=True))
+
+    async def seen() -> tuple[int, int]:
+        return engine.running, engine.left
+
+    await eventually(seen, until=lambda s: s == (3, 0))
+    person = asyncio.create_task(model.both.chat(model.name))
+    # What streams stays: it could not be begun again.
+    await eventually(seen, until=lambda s: s == (2, 2))
+    engine.gate.set()
+    assert (await person).status_code == 200
+    assert [(await one).status_code for one in (*batch, stream)] == [200, 200, 200]
+    assert model.picker.metric("tidegate_recalls_total", model=model.name, qos_class=LOW) >= 2
+    await model.settled()
 
 
 async def _hang(model: Model) -> None:

@@ -119,7 +119,8 @@ async def through_engine(url: str, model: str, log: Sequence[Item], *, prioritie
         aiohttp.ClientError: a request was refused or broke off.
     """
     ended = {item.request.id: asyncio.Event() for item in log}
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
+    # vLLM closes idle connections after five seconds; on one that it just closed a request would be lost.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(
         url, connector=connector, timeout=timeout, raise_for_status=True, read_bufsize=2**18

@@ -10,6 +10,7 @@ from tidegate.core.flow import Ask, Ended, Endpoint, Flow, Model
 from tidegate.core.line import Line, Waiting
 from tidegate.core.load import EngineReport
 from tidegate.core.pick import Place, Traffic, headroom
+from tidegate.core.replicas import Replicas
 from tidegate.core.types import Objectives, QoSClass, TenantFrom, Tenants
 
 CLASSES = {
@@ -156,6 +157,24 @@ class FlowMachine(RuleBasedStateMachine):
             count = sum(a == address for a in self.running.values())
             assert self.flow.held(address)[0] == count <= endpoint.slots
 
+    @invariant()
+    def what_is_kept_between_rounds_is_what_would_be_found_anew(self) -> None:
+        room = self.flow._room
+        for model in KEYS:
+            mine = [load for load in room.loads.values() if load.model == model]
+            kept, fresh = room._replicas.get(model, room._none), Replicas(mine, room.ranks)
+            assert list(kept.loads) == mine
+            for name in ("ready", "places", "slots", "safe", "apart"):
+                assert getattr(kept, name) == getattr(fresh, name), name
+            assert all(kept.front(size) == fresh.front(size) for size in range(4))
+        for line in self.flow._lines.values():
+            for whole_only in (False, True):
+                head = line.head(whole_only=whole_only)
+                assert head is line._find_head(whole_only=whole_only)
+                if head is not None:
+                    near = line.near(head, whole_only=whole_only)
+                    assert near == line._find_near(head, whole_only=whole_only)
+
 
 FlowMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestFlow = FlowMachine.TestCase
@@ -212,6 +231,33 @@ def test_who_was_served_least_goes_and_of_it_what_is_due_first(
             there.remove(line.pop(there[gone % len(there)].ask.id))
     assert list(line) == there
     assert line.least() <= min((t.served for t in line.tenants.values() if t.waiting), default=line.least())
+
+
+LATE = st.tuples(st.sampled_from(["a", "b"]), st.integers(1, 20), st.booleans(), st.integers(1, 500))
+
+
+@given(came=st.lists(LATE, min_size=1, max_size=60), now=st.integers(0, 21))
+def test_who_is_late_steps_back_together_as_one_by_one(
+    came: list[tuple[str, int, bool, int]], now: int
+) -> None:
+    together, alone = Line(), Line()
+    for number, (tenant, due, streamed, tokens) in enumerate(came):
+        for line in (together, alone):
+            one = Ask(number, KEYS[0], "low", tokens, 0, streamed=streamed)
+            line.add(one, 0.0, tenant, 1, float(due))
+            line.charge(tenant, tokens)
+    while (head := alone.head()) is not None and head.due < now:
+        alone.relegate(head)
+    while (head := together.head()) is not None and head.due < now:
+        assert head in together.relegate_late(head, now)
+    assert together.relegated == alone.relegated
+    while (head := alone.head()) is not None:
+        other = together.head()
+        assert other == head
+        assert alone.near(head) == together.near(head)
+        for line in (together, alone):
+            line.pop(head.ask.id)
+    assert not together
 
 
 def _of(there: list[Waiting], tenant: str) -> list[Waiting]:

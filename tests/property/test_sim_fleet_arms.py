@@ -105,6 +105,9 @@ class Watched:
     def expire(self, now):
         return self.router.expire(now)
 
+    def recall(self, now):
+        return self.router.recall(now)
+
     def next_turn(self):
         return self.router.next_turn()
 

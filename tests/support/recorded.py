@@ -1,10 +1,11 @@
 """A short life of a recorded queue, in which everything happens at least once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from tidegate.core.flow import Ask, Endpoint, Model, Policy
 from tidegate.core.load import EngineReport
-from tidegate.core.types import Objectives, QoSClass
+from tidegate.core.types import Objectives, QoSClass, Reclaim
 from tidegate.picker.decisionlog import DecisionLog, RecordedFlow
 
 KEY = ("team-a", "chat")
@@ -35,6 +36,7 @@ def live(decisions: DecisionLog) -> None:
     def pump(now: float) -> None:
         flow.expire(now)
         flow.dispatch(now)
+        flow.recall(now)
 
     for number, qos_class in ((1, "high"), (2, "low"), (3, "low"), (4, "low")):
         flow.admit(ask(number, qos_class), 1.0)
@@ -53,6 +55,18 @@ def live(decisions: DecisionLog) -> None:
     flow.finish(6, 2.3)
     flow.finish(99, 2.4)
     pump(2.5)
+    # Beside a person who was promised 50 tokens a second batch is too slow, and is taken back.
+    paced = {
+        "high": replace(CLASSES["high"], objectives=Objectives(ttft_s=1.0, tpot_s=0.02)),
+        "low": replace(CLASSES["low"], reclaim=Reclaim.ALWAYS),
+    }
+    place = Endpoint("10.0.0.3:80", KEY, "low", 4)
+    flow.set_world(paced, {KEY: Model(KEY, ("high", "low"))}, [place], 20.0)
+    flow.report(place.address, EngineReport(20.0, 0, 0, 0.0, 65_536), *flow.held(place.address))
+    flow.admit(replace(ask(9), recallable=True), 20.0)
+    pump(20.0)
+    flow.admit(ask(10, "high"), 20.1)
+    pump(20.1)
 
 
 def recorded() -> list[bytes]:

@@ -361,6 +361,17 @@ def test_what_others_did_not_need_is_taken_from_who_was_owed_it_alone(rests: boo
     assert owed_s() == owed_before
 
 
+def test_a_request_without_tokens_is_owed_served_and_learnt_from() -> None:
+    promised = replace(CLASSES["batch"], objectives=Objectives(completion_s=60.0))
+    stage = Stage()
+    places = [Endpoint("a:1", M, "chat", 1)]
+    stage.flow.set_world({**CLASSES, "batch": promised}, {M: stage.model}, places, 0.0)
+    stage.come(*(ask("code") for _ in range(30)), *(ask("batch", prompt=0, output=0) for _ in range(3)))
+    went = Counter(a.qos_class for a in stage.serve(20, each_s=0.5))
+    assert went["batch"] == 3
+    assert went["code"] == 17
+
+
 def test_a_share_that_is_given_while_requests_wait_holds_for_them() -> None:
     stage = Stage()
     places = [Endpoint("a:1", M, "chat", 1)]
@@ -397,5 +408,5 @@ def test_of_models_that_are_gone_nothing_is_kept() -> None:
         flow.finish(one.id, number * 10.0 + 2)
     flow.set_world(CLASSES, {}, [], 100.0)
     room = flow._room
-    assert not any((flow._lines, flow._where, flow._paces, flow._owed, flow._crowds))
+    assert not any((flow._lines, flow._where, flow._deadlines, flow._floors, flow._crowds))
     assert not any((room.running, room.loads, room._busy, room._seen))

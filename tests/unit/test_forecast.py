@@ -49,7 +49,7 @@ def test_prefill_queues_and_is_worked_off() -> None:
     assert whole_s == pytest.approx(served([4000], 2048)[0], rel=0.05)
     forecast.advance(whole_s / 2)
     assert forecast.backlog_s == pytest.approx(whole_s / 2)
-    assert forecast.clear_at == pytest.approx(whole_s)
+    assert forecast.turn_at(0.0) == pytest.approx(whole_s)
     assert forecast.first_token_s(1000) > whole_s / 2 + FIT.seconds(1000, 0)
     forecast.advance(whole_s)
     assert forecast.backlog_s == 0
@@ -60,7 +60,7 @@ def test_a_working_engine_keeps_an_arrival_waiting_for_a_step_and_a_half() -> No
     forecast = fresh()
     for request in range(20):
         forecast.take(request, 1000, None)
-    forecast.advance(forecast.clear_at)
+    forecast.advance(forecast.turn_at(0.0))
     step_s = FIT.seconds(0, 20, 20_000)
     waits_s = forecast.first_token_s(500) - forecast.prefill_s(500)
     assert waits_s == pytest.approx(1.5 * step_s, rel=0.1)
@@ -190,8 +190,9 @@ def test_credit_grows_with_every_step_that_is_faster_than_promised() -> None:
     forecast.take(1, 1000, 0.05)
     cost_s = forecast.prefill_s(1000) - 0.05
     assert forecast.credit_s(1000) == pytest.approx(-cost_s), "nothing is saved up at first"
-    forecast.advance(forecast.clear_at)
-    forecast.advance(forecast.clear_at + 1.0)
+    clear_at = forecast.turn_at(0.0)
+    forecast.advance(clear_at)
+    forecast.advance(clear_at + 1.0)
     step_s = FIT.seconds(0, 1, 1030)
     assert forecast.credit_s(1000) == pytest.approx(0.05 / step_s - 1 - cost_s, rel=0.1)
     forecast.take(2, 1000, 0.05)

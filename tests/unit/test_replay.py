@@ -55,6 +55,7 @@ TAMPERED: dict[str, tuple[str, Callable[[Any], Any], int | None]] = {
     "admitted after all": ("admit", lambda _refused: None, None),
     "another reason": ("admit", lambda refused: {**refused, "reason": "MemoryFull"}, None),
     "told to come back later": ("expire", a_moment_later, 0),
+    "not taken back": ("recall", lambda _taken: [], 0),
     "ended where it was not": ("finish", lambda _ended: "Queued", None),
     "never there": ("finish", lambda _ended: None, None),
 }
@@ -137,7 +138,7 @@ BROKEN: dict[str, tuple[Callable[[Lines], Lines], int, str]] = {
     ),
     "no policy": (replaced(1, b'{"format":"tidegate-decisions","version":1}\n'), 1, "policy: Field required"),
     "a line cut in the middle": (lambda lines: [*lines[:4], lines[4][:40], *lines[5:]], 5, "Invalid JSON"),
-    "a broken line with an end": (lambda lines: [*lines, b'{"call":"disp\n'], 29, "Invalid JSON"),
+    "a broken line with an end": (lambda lines: [*lines, b'{"call":"disp\n'], 43, "Invalid JSON"),
     "an empty line": (replaced(6, b"\n"), 6, "Invalid JSON"),
     "an unknown call": (replaced(6, b'{"call":"guess","now":1.0}\n'), 6, "'guess'"),
     "an unknown field": (

@@ -245,3 +245,19 @@ def test_arrivals_that_are_refused(arrivals, message):
 def test_values_that_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5], ids=["waits", "half a prompt", "decodes"])
+def test_who_is_aborted_leaves_the_others_as_they_are(steps):
+    model = engine()
+    model.add(Request("a", 150, 9), 0.0)
+    model.add(Request("b", 100, 2), 0.0)
+    for _ in range(steps):
+        step(model)
+    plan = model.schedule(0.0)
+    assert model.abort("a")
+    assert not model.abort("a")
+    assert "a" not in {event.id for event in model.complete(plan)}
+    for _ in range(10):
+        assert "a" not in step(model)
+    assert (model.unfinished, model.waiting, model.counters.finished) == (0, 0, 1)

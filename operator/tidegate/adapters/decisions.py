@@ -28,6 +28,7 @@ VERSION: Final = 1
 _CONFIG: Final = ConfigDict(extra="forbid", strict=True)
 
 Expiries = tuple[tuple[Ask, Refused], ...]
+Recalls = tuple[tuple[Ask, str], ...]
 
 
 class DecisionsError(ValueError):
@@ -108,8 +109,19 @@ class ExpireCall:
     answer: Expiries
 
 
-Call = SetWorldCall | ReportCall | AdmitCall | DispatchCall | FinishCall | MeasuredCall | ExpireCall
-Answer = Refused | tuple[Dispatch, ...] | Ended | Expiries | None
+@dataclass(frozen=True, slots=True)
+class RecallCall:
+    """`Flow.recall`, and what was to be aborted where, in order."""
+
+    call: Literal["recall"] = field(default="recall", kw_only=True)
+    now: float
+    answer: Recalls
+
+
+Call = (
+    SetWorldCall | ReportCall | AdmitCall | DispatchCall | FinishCall | MeasuredCall | ExpireCall | RecallCall
+)
+Answer = Refused | tuple[Dispatch, ...] | Ended | Expiries | Recalls | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,38 +26,44 @@ class Output(StrEnum):
     json = "json"
 
 
+_Scenario = Annotated[Path, typer.Argument(help="Scenario as YAML or JSON (docs/tasks/simulate.md).")]
+_Compare = Annotated[
+    str,
+    typer.Option(
+        help="Arms, separated by commas: ours is production's queue, fifo one queue in arrival order."
+    ),
+]
+_Seeds = Annotated[int | None, typer.Option(min=1, help="Seeds, instead of the scenario's.")]
+_Seconds = Annotated[
+    str | None, typer.Option(help="What to simulate, such as 600 or 10m, instead of the scenario's.")
+]
+_Gpus = Annotated[
+    int | None,
+    typer.Option(help="What if there were so many GPUs more, or fewer: -20. The lowest class gives first."),
+]
+_Replicas = Annotated[int | None, typer.Option(min=1, help="What if there were so many replicas in all.")]
+_Reserve = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What if a class had so many GPUs reserved: interactive=8 (needs plan; may be repeated)."
+    ),
+]
+_Output = Annotated[Output, typer.Option("--output", "-o", help="What to print on standard output.")]
+_Out = Annotated[Path | None, typer.Option(help="Write result.json and plots into this folder.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
+
+
 def simulate(
-    scenario: Annotated[Path, typer.Argument(help="Scenario as YAML or JSON (docs/tasks/simulate.md).")],
-    compare: Annotated[
-        str,
-        typer.Option(
-            help="Arms, separated by commas: ours is production's queue, fifo one queue in arrival order."
-        ),
-    ] = "ours",
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds, instead of the scenario's.")] = None,
-    seconds: Annotated[
-        str | None, typer.Option(help="What to simulate, such as 600 or 10m, instead of the scenario's.")
-    ] = None,
-    gpus: Annotated[
-        int | None,
-        typer.Option(
-            help="What if there were so many GPUs more, or fewer: -20. The lowest class gives first."
-        ),
-    ] = None,
-    replicas: Annotated[
-        int | None, typer.Option(min=1, help="What if there were so many replicas in all.")
-    ] = None,
-    reserve: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What if a class had so many GPUs reserved: interactive=8 (needs plan; may be repeated)."
-        ),
-    ] = None,
-    output: Annotated[
-        Output, typer.Option("--output", "-o", help="What to print on standard output.")
-    ] = Output.table,
-    out: Annotated[Path | None, typer.Option(help="Write result.json and plots into this folder.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
+    scenario: _Scenario,
+    compare: _Compare = "ours",
+    seeds: _Seeds = None,
+    seconds: _Seconds = None,
+    gpus: _Gpus = None,
+    replicas: _Replicas = None,
+    reserve: _Reserve = None,
+    output: _Output = Output.table,
+    out: _Out = None,
+    quiet: _Quiet = False,
 ) -> None:
     """Simulate a fleet of replicas: who waits how long, and how much gets done.
 
@@ -65,13 +71,30 @@ def simulate(
     `plan` in the scenario production's planner and placement make and move the replicas; without it
     they stay as they are. Ctrl-C prints what has ended.
     """
-    from concurrent.futures.process import BrokenProcessPool
-
-    from tidegate.sim import build
-    from tidegate.sim.cluster.build import cluster
-    from tidegate.sim.fleet_arms.registry import arm
-    from tidegate.sim.parallel import Job, contest
     from tidegate.sim.scenario import Scenario, ScenarioError
+
+    names = _arms(compare)
+    if out is not None:
+        _need_plots()
+    try:
+        plan = Scenario.load(scenario)
+        plan = _what_if(plan, seeds, seconds, gpus, replicas, reserve or (), quiet=quiet)
+        outcomes, whole = _run(plan, names, quiet=quiet)
+    except ScenarioError as error:
+        _refuse(str(error))
+    ordered = sorted(outcomes, key=lambda o: (names.index(o.arm), o.seed))
+    if ordered:
+        _show(plan, ordered, output, out, whole=whole)
+    if not whole:
+        typer.echo(
+            f"simulate: stopped; {len(outcomes)} of {plan.seeds * len(names)} runs had ended", err=True
+        )
+        raise typer.Exit(130)
+
+
+def _arms(compare: str) -> list[str]:
+    """The names that are compared, each of them one of the registry."""
+    from tidegate.sim.fleet_arms.registry import arm
 
     names = list(dict.fromkeys(name.strip() for name in compare.split(",")))
     try:
@@ -79,28 +102,28 @@ def simulate(
             arm(name)
     except ValueError as error:
         _refuse(f"--compare: {error}")
-    if out is not None:
-        _need_plots()
+    return names
+
+
+def _run(plan: "Scenario", names: "Sequence[str]", *, quiet: bool) -> "tuple[Sequence[Outcome], bool]":
+    """Run every arm with every seed; returns what ended, and whether all did. Raises ScenarioError."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    from tidegate.sim import build
+    from tidegate.sim.cluster.build import cluster
+    from tidegate.sim.fleet_arms.registry import arm
+    from tidegate.sim.parallel import Job, contest
+
+    cluster(plan, build.setting(plan))  # whatever is wrong is said before anything runs
+    if plan.plan and (own := [name for name in names if arm(name).lanes]):
+        _refuse(f"arm {own[0]} parts the replicas itself, and here the plan does")
+    jobs = [Job(name, seed) for seed in range(1, plan.seeds + 1) for name in names]
     try:
-        plan = Scenario.load(scenario)
-        plan = _what_if(plan, seeds, seconds, gpus, replicas, reserve or (), quiet=quiet)
-        cluster(plan, build.setting(plan))  # whatever is wrong is said before anything runs
-        if plan.plan and (own := [name for name in names if arm(name).lanes]):
-            _refuse(f"arm {own[0]} parts the replicas itself, and here the plan does")
-        jobs = [Job(name, seed) for seed in range(1, plan.seeds + 1) for name in names]
         with _telling(quiet=quiet) as tell:
-            outcomes, whole = contest(plan, jobs, tell)
-    except ScenarioError as error:
-        _refuse(str(error))
+            return contest(plan, jobs, tell)
     except BrokenProcessPool as error:
         typer.secho("simulate: a run was killed; was there memory for so many requests?", fg="red", err=True)
         raise typer.Exit(1) from error
-    ordered = sorted(outcomes, key=lambda o: (names.index(o.arm), o.seed))
-    if ordered:
-        _show(plan, ordered, output, out, whole=whole)
-    if not whole:
-        typer.echo(f"simulate: stopped; {len(outcomes)} of {len(jobs)} runs had ended", err=True)
-        raise typer.Exit(130)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -10,16 +10,16 @@ So streamed requests keep off replicas on lent GPUs (unless their model has no o
 one waits for a safe replica, whole ones behind it may go to lent ones, and only there.
 """
 
-import bisect
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from tidegate.core import pick, promises
+from tidegate.core import choice, describe, promises, recall
 from tidegate.core.crowd import Crowd
-from tidegate.core.floors import PRESSING, Owed
+from tidegate.core.deadlines import Deadlines
+from tidegate.core.floors import PRESSING, Floors
 from tidegate.core.flowtypes import (
     Ask,
     Dispatch,
@@ -31,11 +31,11 @@ from tidegate.core.flowtypes import (
     Reason,
     Refused,
 )
-from tidegate.core.line import OUTPUT_WEIGHT, PROMPT_WEIGHT, Line, Waiting
-from tidegate.core.load import EngineReport, Mean
+from tidegate.core.line import OUTPUT_WEIGHT, PROMPT_WEIGHT, Line, LineKey, Waiting
+from tidegate.core.load import EngineReport
 from tidegate.core.pick import NoRoom
 from tidegate.core.room import Room, Running, Turn
-from tidegate.core.types import Objectives, QoSClass, TenantFrom
+from tidegate.core.types import QoSClass, TenantFrom
 
 __all__ = [
     "Ask",
@@ -51,11 +51,7 @@ __all__ = [
 ]
 
 _FIFO_QUEUE: Final = ""
-_NOTHING: Final = Objectives()
 _RETRY_AFTER_MAX_S: Final = 600
-_CLAIMED: Final = 1000
-"""Output tokens that count to minimum shares when a request is sent, at most: many ask for as much as a
-context holds, and make a few hundred. What it made is known, and counted, when it ends."""
 _UNMEASURED: Final = 4096
 """Requests that ended and whose tokens may still be told; of more the oldest are forgotten."""
 _STARVES_S: Final = 5.0
@@ -69,12 +65,12 @@ class Flow:
         self.policy = policy or Policy()
         self.bytes = 0
         self._room = Room(self.policy)
-        self._lines: dict[tuple[ModelKey, str], Line] = {}
-        self._where: dict[int, tuple[ModelKey, str]] = {}
-        self._paces: dict[tuple[ModelKey, str], Mean] = {}
-        self._owed: dict[tuple[ModelKey, str], Owed] = {}
-        self._crowds: dict[tuple[ModelKey, str], Crowd] = {}
-        self._charged: OrderedDict[int, tuple[tuple[ModelKey, str], str, int, int]] = OrderedDict()
+        self._lines: dict[LineKey, Line] = {}
+        self._where: dict[int, LineKey] = {}
+        self._deadlines = Deadlines(self._room)
+        self._floors = Floors(self._room, self._lines)
+        self._crowds: dict[LineKey, Crowd] = {}
+        self._charged: OrderedDict[int, tuple[LineKey, str, int, int]] = OrderedDict()
         """By request that ended: its line and tenant, the prompt and output tokens charged to it."""
 
     @property
@@ -96,11 +92,11 @@ class Flow:
         for key, line in list(self._lines.items()):
             if key[0] not in models and not line:
                 del self._lines[key]
-                self._paces.pop(key, None)
-                self._owed.pop(key, None)
+                self._deadlines.forget(key)
+                self._floors.forget(key)
                 self._crowds.pop(key, None)
-            elif line and self.policy.qos and self._minimum_share(key):
-                self._owed.setdefault(key, Owed())
+            elif line:
+                self._floors.watch(key)
 
     def report(self, address: str, report: EngineReport, own_before: int, own_tokens_before: int) -> None:
         """Take an engine's own counts; `own_…` are ours from just before it was asked."""
@@ -118,24 +114,25 @@ class Flow:
     def admit(self, ask: Ask, now: float) -> Refused | None:
         """Queue a request, or say why not. Call `dispatch` next."""
         key = self._line_key(ask)
-        line = self._lines.setdefault(key, Line())
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = Line()
         most, _ = self._bounds(ask.qos_class)
-        ready = any(True for _ in self._room.ready(ask.model))
         model = self._room.models.get(ask.model)
-        if not ready and not (model and model.startable):
+        if not self._room.ready(ask.model) and not (model and model.startable):
             return self._refuse(503, Reason.NO_ENDPOINT, line, now, ask)
         tenant, weight = self._tenant(ask)
         if len(line) >= most or (tenant is not None and line.crowds(tenant, most)):
             return self._refuse(429, Reason.QUEUE_FULL, line, now, ask)
         if self.bytes + ask.size > self.policy.max_bytes:
             return self._refuse(429, Reason.MEMORY_FULL, line, now, ask)
-        one = line.add(ask, now, tenant or "", weight, self._send_by(ask, now))
+        one = line.add(ask, now, tenant or "", weight, self._deadlines.send_by(ask, now))
         if tenant is not None and self._room.urgent(ask) and self._beyond(key, ask, tenant, weight, now):
-            self._relegate(one)
+            line.relegate(one)
+            self._room.relegated.add(ask.id)
         else:
             self._room.came(ask, now)
-        if self.policy.qos and self._minimum_share(key):
-            self._owed.setdefault(key, Owed())
+        self._floors.watch(key)
         self._where[ask.id] = key
         self.bytes += ask.size
         return None
@@ -147,7 +144,7 @@ class Flow:
         are not for it.
         """
         done = sent = self._round(now)
-        while sent and self._owed:  # what was sent counts for minimum shares
+        while sent and self._floors:  # what was sent counts for minimum shares
             sent = self._round(now)
             done += sent
         return done
@@ -155,17 +152,17 @@ class Flow:
     def _round(self, now: float) -> list[Dispatch]:
         turns: dict[ModelKey, Turn] = {}
         done, stopped = self._pay(turns, now)
-        models = {key[0] for key, line in self._lines.items() if line} - stopped
-        heads = {m: h for m in models if (h := self._head(m, now))}
+        waiting = self._waiting_lines(stopped)
+        heads = {m: h for m, lines in waiting.items() if (h := self._head(lines, now))}
         while heads:
-            model = min(heads, key=lambda m: (self._room.rank(heads[m].ask), heads[m].since, heads[m].ask.id))
-            waits, turn = heads[model], turns.get(model)
+            model = min(heads, key=lambda m: self._order(heads[m])) if len(heads) > 1 else next(iter(heads))
+            lines, waits, turn = waiting[model], heads[model], turns.get(model)
             gated = self._room.gated(waits.ask, now) and not self._starves(waits, now)
             # Behind one that is late and keeps out of people's way, people of lower classes do not wait.
             passed = waits if gated and waits.ask.id in self._room.relegated else None
             following = None
             if gated and self._room.blocked(waits.ask, now):
-                following = self._head(model, now, urgent_below=waits) if passed else None
+                following = self._head(lines, now, urgent_below=waits) if passed else None
                 if following is None:
                     del heads[model]
                 else:
@@ -173,15 +170,15 @@ class Flow:
                 continue
             if turn is None:
                 turn = turns[model] = self._room.turn(model, now)
-            one, chosen = self._choose(waits, turn, now, gated=gated)
+            one, chosen = choice.choose(self._room, self._line(waits), waits, turn, now, gated=gated)
             if not isinstance(chosen, NoRoom):
                 done.append(self._send(one, chosen, now))
-                following = self._head(model, now, whole_only=turn.passing)
-            elif passed and (lower := self._head(model, now, whole_only=turn.passing, urgent_below=passed)):
+                following = self._head(lines, now, whole_only=turn.passing)
+            elif passed and (lower := self._head(lines, now, whole_only=turn.passing, urgent_below=passed)):
                 following = lower
             elif waits.ask.streamed and turn.apart:
                 turn.passing = True
-                following = self._head(model, now, whole_only=True)
+                following = self._head(lines, now, whole_only=True)
             if following is None:
                 del heads[model]
             else:
@@ -220,19 +217,26 @@ class Flow:
         gone: list[tuple[Ask, Refused]] = []
         for key, line in list(self._lines.items()):
             model = self._room.models.get(key[0])
-            hopeless = not (model and model.startable) and not any(True for _ in self._room.ready(key[0]))
+            hopeless = not (model and model.startable) and not self._room.ready(key[0])
             while (oldest := line.oldest()) is not None:
                 ask = oldest.ask
                 late = now - oldest.since >= self._bounds(ask.qos_class)[1]
                 if not (late or hopeless):
                     break
-                served = any(True for _ in self._room.ready(key[0]))
+                served = self._room.ready(key[0])
                 why = (429, Reason.WAITED_TOO_LONG) if served else (503, Reason.NO_ENDPOINT)
                 gone.append((ask, self._refuse(*why, line, now, ask)))
                 del self._where[ask.id]
                 self._drop(key, ask.id)
                 self._room.relegated.discard(ask.id)
         return gone
+
+    def recall(self, now: float) -> list[tuple[Ask, str]]:
+        """Patient requests to abort now and where they run; see `core.recall`. Each is named once.
+
+        Ask after `dispatch`. Abort and `finish` them: they are admitted anew when they come again.
+        """
+        return [each for model in self._room.models for each in recall.recall(self._room, model, now)]
 
     def next_expiry(self) -> float | None:
         """When `expire` has something to do next, if nothing else happens."""
@@ -274,26 +278,8 @@ class Flow:
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """Queues, endpoints, headroom and fronts as JSON values."""
-        room = self._room
-        queues = [
-            {
-                "namespace": key[0][0],
-                "model": key[0][1],
-                "qos_class": key[1] or "*",
-                **line.describe(now),
-                "owed_gpu_s": round(owed.seconds(now), 3) if (owed := self._owed.get(key)) else None,
-            }
-            for key, line in sorted(self._lines.items())
-        ]
-        turns = {model: room.turn(model, now) for model in room.models}
-        names = {rank: name for name, rank in room.ranks.items()}
-        endpoints = []
-        for address, load in sorted(room.loads.items()):
-            turn = turns.get(load.model)
-            keep = turn.keep if turn else {}
-            described = load.describe(now, self.policy.report_stale_s)
-            described["keeps_free_from"] = {names[r]: by.get(address, (0, 0))[0] for r, by in keep.items()}
-            endpoints.append(described | {"front": bool(turn and address in turn.front)})
+        queues = describe.queues(self._lines, self._floors, now)
+        endpoints = describe.endpoints(self._room, now)
         return {
             "policy": "qos" if self.policy.qos else "fifo",
             "queued_bytes": self.bytes,
@@ -303,8 +289,23 @@ class Flow:
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────
 
-    def _line_key(self, ask: Ask) -> tuple[ModelKey, str]:
+    def _line_key(self, ask: Ask) -> LineKey:
         return (ask.model, ask.qos_class if self.policy.qos else _FIFO_QUEUE)
+
+    def _line(self, one: Waiting) -> Line:
+        return self._lines[self._line_key(one.ask)]
+
+    def _waiting_lines(self, stopped: Collection[ModelKey]) -> dict[ModelKey, list[Line]]:
+        """By model the lines in which something waits, but for models at which nothing may go."""
+        waiting: dict[ModelKey, list[Line]] = {}
+        for (model, _), line in self._lines.items():
+            if line and model not in stopped:
+                waiting.setdefault(model, []).append(line)
+        return waiting
+
+    def _order(self, one: Waiting) -> tuple[int, float, int]:
+        """Between lines: the higher class first, then the oldest."""
+        return (self._room.rank(one.ask), one.since, one.ask.id)
 
     def _bounds(self, qos_class: str) -> tuple[int, float]:
         if not self.policy.qos:
@@ -319,85 +320,53 @@ class Flow:
             return None, 1
         return ask.tenant, known.tenants.weights.get(ask.tenant, 1)
 
-    def _beyond(self, key: tuple[ModelKey, str], ask: Ask, tenant: str, weight: int, now: float) -> bool:
+    def _beyond(self, key: LineKey, ask: Ask, tenant: str, weight: int, now: float) -> bool:
         """Whether its tenant asks for more than its part of replicas that cannot do all that is asked."""
         prefill_s = promises.prefill_s(self.policy.fit, ask.prompt_tokens)
         # Those who wait for the first replica are not beyond what it can do.
-        replicas = max(1, sum(1 for _ in self._room.ready(ask.model)))
+        replicas = max(1, len(self._room.ready(ask.model)))
         return self._crowds.setdefault(key, Crowd()).beyond(tenant, weight, prefill_s, replicas, now)
 
-    def _promised(self, ask: Ask) -> Objectives:
-        model, known = self._room.models.get(ask.model), self._room.classes.get(ask.qos_class)
-        own = model.objectives.get(ask.qos_class) if model else None
-        return own or (known.objectives if known else _NOTHING)
-
-    def _send_by(self, ask: Ask, now: float) -> float:
-        """When it must be sent to be in time; infinite where nothing is promised."""
-        if not self.policy.qos:
-            return math.inf
-        pace = self._paces.get((ask.model, ask.qos_class))
-        return promises.send_by(
-            self._promised(ask),
-            self.policy.fit,
-            ask.prompt_tokens,
-            ask.output_tokens,
-            now,
-            pace.value(1.0) if pace else 1.0,
-        )
-
     def _head(
-        self, model: ModelKey, now: float, *, whole_only: bool = False, urgent_below: Waiting | None = None
+        self,
+        lines: Iterable[Line],
+        now: float,
+        *,
+        whole_only: bool = False,
+        urgent_below: Waiting | None = None,
     ) -> Waiting | None:
-        """The request of this model whose turn it is, of its highest class.
+        """The request whose turn it is among these lines of a model, of the highest class.
 
         `urgent_below`: of those that somebody waits for, in classes below that request's.
         """
-        room, above = self._room, urgent_below.ask if urgent_below else None
-        heads = (
-            head
-            for key, line in self._lines.items()
-            if key[0] == model
-            and (head := self._first(line, now, whole_only=whole_only))
-            and (above is None or (room.urgent(head.ask) and room.rank(head.ask) > room.rank(above)))
-        )
-        return min(heads, key=lambda h: (room.rank(h.ask), h.since, h.ask.id), default=None)
+        room, first = self._room, None
+        for line in lines:
+            head = self._first(line, now, whole_only=whole_only)
+            if head is None:
+                continue
+            if urgent_below is not None and not (
+                room.urgent(head.ask) and room.rank(head.ask) > room.rank(urgent_below.ask)
+            ):
+                continue
+            if first is None or self._order(head) < self._order(first):
+                first = head
+        return first
 
     def _first(self, line: Line, now: float, *, whole_only: bool = False) -> Waiting | None:
-        """Whose turn it is in a line, after those that cannot be in time have stepped back."""
-        while (head := line.head(whole_only=whole_only)) is not None and head.due < now:
-            self._relegate(head)
-        return head
+        """Whose turn it is in a line, after those that cannot be in time have stepped back.
 
-    def _relegate(self, one: Waiting) -> None:
-        """It waits behind those that can be in time, and keeps out of the way of what somebody waits for."""
-        self._lines[self._line_key(one.ask)].relegate(one)
-        if self._room.urgent(one.ask):
-            self._room.relegated.add(one.ask.id)
+        They wait behind those that can, and keep out of the way of what somebody waits for.
+        """
+        while (head := line.head(whole_only=whole_only)) is not None and head.due < now:
+            urgent = self._room.urgent(head.ask)
+            late = line.relegate_late(head, now)
+            if urgent:
+                self._room.relegated.update(one.ask.id for one in late)
+        return head
 
     def _starves(self, waits: Waiting, now: float) -> bool:
         """Whether none of its class was sent for so long that it keeps out of nobody's way any more."""
-        return now - max(waits.since, self._lines[self._line_key(waits.ask)].sent_s) > _STARVES_S
-
-    def _choose(self, waits: Waiting, turn: Turn, now: float, *, gated: bool) -> tuple[Waiting, str | NoRoom]:
-        """Who goes, and where: the head, or to the front a patient one near it that is soon done."""
-        room, head = self._room, waits.ask
-        need, found = room.need(head, turn), room.candidates(head, turn, now, gated=gated)
-        if not (gated and turn.front and self.policy.pack.short):
-            return waits, pick.choose(need, found)
-        chosen = pick.choose(need, (c for c in found if not c.front))
-        if not isinstance(chosen, NoRoom) or all(c.kept_clear for c in found if c.front):
-            return waits, chosen
-        # One that may go nowhere else goes to the front itself, or a long prompt would wait for ever.
-        near = [waits]
-        if room.behind(head, turn):
-            near = self._lines[self._line_key(head)].near(waits, whole_only=turn.passing)
-        shortest = near[0].ask
-        ahead = (c for c in room.candidates(shortest, turn, now, gated=gated) if c.front)
-        address = pick.choose(room.need(shortest, turn), ahead)
-        if isinstance(address, NoRoom):
-            return near[0], address
-        soon = bisect.bisect_left(near, True, key=lambda one: not room.soon_done(one.ask, address, turn, now))
-        return near[max(0, soon - 1)], address
+        return now - max(waits.since, self._line(waits).sent_s) > _STARVES_S
 
     def _send(self, one: Waiting, address: str, now: float) -> Dispatch:
         ask = one.ask
@@ -408,8 +377,8 @@ class Flow:
         line.sent_s = now
         line.charge(one.tenant, PROMPT_WEIGHT * ask.prompt_tokens + OUTPUT_WEIGHT * ask.output_tokens)
         load = self._room.take(ask, address, now)
-        if self._owed:
-            self._room.running[ask.id].shared = self._share(key, self._gpu_s(ask), now)
+        if self._floors:
+            self._room.running[ask.id].shared = self._floors.sent(key, ask, now)
         return Dispatch(ask, address, load.lane, now - one.since)
 
     def _learn(self, running: Running, now: float, *, whole: bool) -> None:
@@ -421,17 +390,15 @@ class Flow:
         forecast = self._room.loads[running.address].forecast
         forecast.advance(now)
         made = int(forecast.steps - running.steps) if ask.output_tokens else 0
-        if whole and key in self._lines and self._promised(ask).completion_s is not None:
-            expected_s = promises.work_s(self.policy.fit, ask.prompt_tokens, ask.output_tokens)
-            self._paces.setdefault(key, Mean(0.1)).add((now - running.since) / expected_s)
+        if whole and key in self._lines:
+            self._deadlines.learn(ask, now - running.since)
         tenant, _ = self._tenant(ask)
         if tenant is not None and key in self._lines:
             self._lines[key].charge(tenant, OUTPUT_WEIGHT * (made - ask.output_tokens))
             self._charged[ask.id] = (key, tenant, ask.prompt_tokens, made)
             if len(self._charged) > _UNMEASURED:
                 self._charged.popitem(last=False)
-        if self._owed:
-            self._settle(running, made, now)
+        self._floors.ended(key, running, made, now)
 
     def _put_right(self, request: int, prompt_tokens: int, output_tokens: int) -> None:
         """Charge a request that has ended as it was, in place of what was reckoned."""
@@ -440,43 +407,13 @@ class Flow:
             more = PROMPT_WEIGHT * (prompt_tokens - prompt) + OUTPUT_WEIGHT * (output_tokens - output)
             self._lines[key].charge(tenant, more)
 
-    def _drop(self, key: tuple[ModelKey, str], request: int) -> Waiting:
+    def _drop(self, key: LineKey, request: int) -> Waiting:
         line = self._lines[key]
         dropped = line.pop(request)
         self.bytes -= dropped.ask.size
-        if not line and key in self._owed:
-            self._owed[key].rest()
+        if not line:
+            self._floors.rest(key)
         return dropped
-
-    # ── minimum shares ──────────────────────────────────────────────────────────────────────────
-
-    def _minimum_share(self, key: tuple[ModelKey, str]) -> float:
-        known = self._room.classes.get(key[1])
-        return known.minimum_share if known else 0.0
-
-    def _gpu_s(self, ask: Ask) -> float:
-        return promises.gpu_s(self.policy.fit, ask.prompt_tokens, min(ask.output_tokens, _CLAIMED))
-
-    def _share(self, key: tuple[ModelKey, str], gpu_s: float, now: float) -> dict[tuple[ModelKey, str], int]:
-        """Note GPU time that a line gets for all that have a minimum share of it; returns who was owed."""
-        shared = {}
-        for other, owed in self._owed.items():
-            if other == key:
-                owed.own(gpu_s, self._minimum_share(key), now)
-            elif other[0] == key[0] and self._lines[other]:
-                owed.others(gpu_s, self._minimum_share(other), now)
-                shared[other] = owed.rests
-        return shared
-
-    def _settle(self, running: Running, made: int, now: float) -> None:
-        """Note what a request took otherwise than when it was sent, for those that were owed of it then."""
-        ask, key = running.ask, self._line_key(running.ask)
-        gpu_s = promises.gpu_s(self.policy.fit, ask.prompt_tokens, made) - self._gpu_s(ask)
-        for other, owed in self._owed.items():
-            if other == key:
-                owed.own(gpu_s, self._minimum_share(key), now)
-            elif running.shared.get(other) == owed.rests:
-                owed.others(gpu_s, self._minimum_share(other), now)
 
     def _pay(self, turns: dict[ModelKey, Turn], now: float) -> tuple[list[Dispatch], set[ModelKey]]:
         """Send of those classes that are below their minimum share, and say which models wait for one.
@@ -486,19 +423,20 @@ class Flow:
         """
         done: list[Dispatch] = []
         stopped: set[ModelKey] = set()
-        for key, owed in self._owed.items():
-            while (waits := self._first(self._lines[key], now)) is not None:
-                by_requests = owed.seconds(now) / self._gpu_s(waits.ask)
-                if by_requests < 1:
+        for key in self._floors:
+            line = self._lines[key]
+            while (waits := self._first(line, now)) is not None:
+                owed = self._floors.requests(key, waits.ask, now)
+                if owed < 1:
                     break
                 model = key[0]
                 if model not in turns:
                     turns[model] = self._room.turn(model, now)
                 turn = replace(turns[model], keep={})
-                one, chosen = self._choose(waits, turn, now, gated=self._room.gated(waits.ask, now))
-                pressing = by_requests >= PRESSING
+                gated, pressing = self._room.gated(waits.ask, now), owed >= PRESSING
+                one, chosen = choice.choose(self._room, line, waits, turn, now, gated=gated)
                 if isinstance(chosen, NoRoom) and pressing:
-                    one, chosen = self._choose(waits, turn, now, gated=False)
+                    one, chosen = choice.choose(self._room, line, waits, turn, now, gated=False)
                 if isinstance(chosen, NoRoom):
                     # A stream may wait for a safe replica alone: others are not kept from lent ones.
                     if pressing and not (waits.ask.streamed and turn.apart):

@@ -59,6 +59,8 @@ class Pack:
             less `margin_s`.
         short: the front takes, of the patient prompts near the head, the longest that is computed
             within `short_s`: who is behind it waits so long at most.
+        recall: what was sent to a replica of the front and need not have been begun yet is taken back
+            where a step of decodes takes longer than `recall_pace` of the promised time per token.
         utilisation: of the front's time, what the prefill of urgent work takes when the front is as
             small as it may be.
     """
@@ -68,6 +70,7 @@ class Pack:
     clear: bool = True
     pace: bool = True
     short: bool = True
+    recall: bool = True
     spill: float = 0.35
     clear_share: float = 0.5
     front_patient: int = 11
@@ -75,6 +78,7 @@ class Pack:
     utilisation: float = 0.48
     ahead_s: float = 0.1
     short_s: float = 0.12
+    recall_pace: float = 0.55
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,8 @@ class Ask:
     """A classified request. `size` is what the picker holds of it, in bytes.
 
     `streamed`: its answer goes out as it is made, so that it cannot be asked for again. `tenant` is
-    of no account where its class is not shared by tenants.
+    of no account where its class is not shared by tenants. `recallable`: it comes again by itself when it
+    is aborted before its answer has begun.
     """
 
     id: int
@@ -111,6 +116,7 @@ class Ask:
     size: int = 0
     streamed: bool = False
     tenant: str = ""
+    recallable: bool = False
 
     @property
     def tokens(self) -> int:

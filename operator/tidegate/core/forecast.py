@@ -9,9 +9,10 @@ and then, corrects the pace; and a request that was served before its first toke
 that all prefill up to its own is done.
 """
 
+import bisect
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tidegate.core.steptime import StepFit
@@ -31,17 +32,31 @@ _DONE_S: Final = 1e-6
 
 @dataclass(slots=True)
 class _Sent:
-    """A request in flight: the pace it was promised, when its first token is expected, or came.
+    """A request in flight: when its first token is expected, until it is `there`.
 
-    `prefill` is what its prompt takes by the fit, seconds. `steps` are those that had been made when it
-    got its first token; None before.
+    `prefill` is what its prompt takes by the fit, seconds. `pace`: with whom it shares the pace that it
+    was promised; `begun` is where it stands among them.
     """
 
-    tpot_s: float | None
-    priority: int
     prefill: float
     first_s: float
-    steps: float | None = None
+    pace: "_Pace | None"
+    there: bool = False
+    begun: float = 0.0
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Those who were promised one pace, by one priority, and have not lost it.
+
+    `waiting`: how many have no first token yet. `begun`: of the others `tpot_s * steps - time` as of
+    their first tokens, ascending, with their ids: the last one is the least ahead.
+    """
+
+    tpot_s: float
+    priority: int
+    waiting: int = 0
+    begun: list[tuple[float, int]] = field(default_factory=list)
 
 
 class Forecast:
@@ -57,6 +72,7 @@ class Forecast:
         "_fit",
         "_generated",
         "_paces",
+        "_prompt",
         "_reported",
         "_reports",
         "_sent",
@@ -79,11 +95,15 @@ class Forecast:
         self._generated, self._reported, self._reports = 0.0, -1, 0
         self._sent: dict[int, _Sent] = {}
         self._starting: deque[int] = deque()
-        self._paces: dict[tuple[float, int], float] | None = None
+        self._paces: dict[tuple[float, int], _Pace] = {}
+        # As `_step` what follows from the rest, until that changes: see `_changed`.
+        self._prompt: tuple[int, float] | None = None
 
     def become(self, fit: StepFit, chunk: int) -> None:
         """Take the engine's own settings."""
-        self._fit, self._chunk = fit, chunk
+        if (fit, chunk) != (self._fit, self._chunk):
+            self._fit, self._chunk = fit, chunk
+            self._changed()
 
     @property
     def backlog_s(self) -> float:
@@ -94,10 +114,16 @@ class Forecast:
         """The same as of `now`, for who only looks: nothing changes."""
         return max(0.0, self.backlog_s - (now - self._at))
 
-    @property
-    def clear_at(self) -> float:
-        """When all prefill that was sent will be computed."""
-        return self._at + self.backlog_s
+    def turn_at(self, ahead_s: float) -> float:
+        """When more may be sent: once `ahead_s` of prefill is left, or none where less is left already.
+
+        Infinite where there is none, so that nobody waits for it.
+        """
+        left_s = self._backlog / self.speed
+        if not left_s:
+            return math.inf
+        clear_at = self._at + left_s
+        return clear_at - ahead_s if left_s > ahead_s else clear_at
 
     def advance(self, now: float) -> None:
         """Let time pass."""
@@ -105,19 +131,21 @@ class Forecast:
         if passed <= 0:
             return
         self._at = now
-        steps = 0.0
+        steps, decodes = 0.0, self._decodes
         if self._backlog > 0:
             prefilling = min(passed, self._backlog)
             steps = self._backlog_steps * prefilling / self._backlog
             passed -= prefilling
             self._leave_backlog(self._backlog - prefilling)
-        if passed > 0 and self._decodes:
+        if passed > 0 and decodes:
             steps += passed / self._decode_step()
+        made = steps * decodes
         self.steps += steps
-        self._context += steps * self._decodes
-        self._generated += steps * self._decodes
-        self._step = self._paces = None
-        self._start()
+        self._context += made
+        self._generated += made
+        self._step = self._prompt = None  # as `_changed` does: this is called the most
+        if self._starting:
+            self._start()
 
     def prefill_s(self, tokens: int) -> float:
         """How long this many prompt tokens take beside what decodes."""
@@ -141,8 +169,12 @@ class Forecast:
         self._backlog = wait_s * self.speed
         self._decodes += 1
         self._context += tokens
-        self._step = self._paces = None
-        self._sent[request] = _Sent(tpot_s, priority, prefill, self._at + wait_s)
+        self._changed()
+        pace = None
+        if tpot_s is not None:
+            pace = self._paces.setdefault((tpot_s, priority), _Pace(tpot_s, priority))
+            pace.waiting += 1
+        self._sent[request] = _Sent(prefill, self._at + wait_s, pace)
         self._starting.append(request)
 
     def give_back(self, request: int, tokens: int, *, served: bool = True) -> None:
@@ -152,11 +184,13 @@ class Forecast:
         """
         self._decodes = max(0, self._decodes - 1)
         self._context = max(0.0, self._context - tokens) if self._decodes else 0.0
-        self._step = self._paces = None
+        self._changed()
         sent = self._sent.pop(request, None)
+        if sent is not None and sent.pace is not None:
+            self._leave_pace(request, sent, sent.pace)
         if not self._decodes:
             self._leave_backlog(0.0)
-        elif sent is not None and sent.steps is None:
+        elif sent is not None and not sent.there:
             # Prompts are computed in order: what was before one that was served is done.
             done = (sent.first_s - self._at) * self.speed if served else sent.prefill
             self._leave_backlog(self._backlog - max(0.0, done))
@@ -189,42 +223,74 @@ class Forecast:
         decodes alone takes longer. A request that has made s steps in t seconds is
         `tpot_s * s - t` ahead.
         """
+        if not self._paces:
+            return math.inf
         steps, takes_s = -(-prefill_tokens // self._chunk), self.prefill_s(prefill_tokens)
         step_s = self._decode_step() / self.speed
         least = math.inf
-        for (tpot_s, priority), begun in self._begun().items():
-            if priority > above and tpot_s > step_s:
-                ahead = tpot_s * self.steps - self._at - begun
-                least = min(least, ahead + tpot_s * steps - takes_s)
+        for pace in self._paces.values():
+            ahead = self._least_ahead(pace)
+            if pace.priority > above and pace.tpot_s > step_s:
+                least = min(least, ahead + pace.tpot_s * steps - takes_s)
         return least
 
-    def _begun(self) -> dict[tuple[float, int], float]:
-        """By promise: `tpot_s * steps - time` when who is the least ahead got its first token.
+    def decode_step_s(self, fewer: int = 0, tokens: int = 0) -> float:
+        """Seconds of a step of decodes, without so many requests that hold so many tokens."""
+        context = max(0, int(self._context) - tokens)
+        return self._fit.seconds(0, max(0, self._decodes - fewer), context) / self.speed
 
-        Who has none yet is neither ahead nor behind, as one who begins now.
+    def tightest_tpot_s(self) -> float | None:
+        """The shortest time per token that somebody here was promised and has not lost; None without any."""
+        self.give_up_lost()
+        kept = (pace.tpot_s for pace in self._paces.values() if pace.waiting or pace.begun)
+        return min(kept, default=None)
+
+    def give_up_lost(self) -> None:
+        """Leave out who has lost its pace by now, as `credit_s` does: it does not find it again."""
+        for pace in self._paces.values():
+            self._least_ahead(pace)
+
+    def _least_ahead(self, pace: _Pace) -> float:
+        """How far the one is ahead that is the least; infinite where there is none.
+
+        Who has no first token yet is neither ahead nor behind, as one who begins now.
         """
-        if self._paces is None:
-            self._paces = {}
-            for one in self._sent.values():
-                if one.tpot_s is not None:
-                    steps, first_s = (self.steps, self._at) if one.steps is None else (one.steps, one.first_s)
-                    begun = one.tpot_s * steps - first_s
-                    if one.tpot_s * self.steps - self._at - begun < -_LOST_S:
-                        one.tpot_s = None
-                    else:
-                        key = (one.tpot_s, one.priority)
-                        self._paces[key] = max(self._paces.get(key, -math.inf), begun)
-        return self._paces
+        now_begun = pace.tpot_s * self.steps - self._at
+        begun = pace.begun
+        while begun and now_begun - begun[-1][0] < -_LOST_S:
+            begun.pop()
+        ahead = now_begun - begun[-1][0] if begun else math.inf
+        return min(ahead, 0.0) if pace.waiting else ahead
+
+    def _leave_pace(self, request: int, sent: _Sent, pace: _Pace) -> None:
+        if not sent.there:
+            pace.waiting -= 1
+        else:
+            place = bisect.bisect_left(pace.begun, (sent.begun, request))
+            if pace.begun[place : place + 1] == [(sent.begun, request)]:
+                del pace.begun[place]
+        key = (pace.tpot_s, pace.priority)
+        # After all of a pace have lost it others may have begun one anew.
+        if not pace.waiting and not pace.begun and self._paces.get(key) is pace:
+            del self._paces[key]
+
+    def _changed(self) -> None:
+        """Time, what decodes, its context or the settings are others: reckon anew."""
+        self._step = self._prompt = None
 
     def _start(self) -> None:
         """Note who has its first token by now. Prompts are computed in the order in which they were sent."""
         starting = self._starting
         while starting:
             sent = self._sent.get(starting[0])
-            if sent is not None and sent.steps is None:
+            if sent is not None and not sent.there:
                 if self._backlog > 0 and sent.first_s > self._at:
                     return
-                sent.steps, sent.first_s = self.steps, self._at
+                sent.there, pace = True, sent.pace
+                if pace is not None:
+                    sent.begun = pace.tpot_s * self.steps - self._at
+                    pace.waiting -= 1
+                    bisect.insort(pace.begun, (sent.begun, starting[0]))
             starting.popleft()
 
     def _leave_backlog(self, left: float) -> None:
@@ -245,6 +311,13 @@ class Forecast:
         return self._step
 
     def _prefill(self, tokens: int) -> float:
-        whole, rest = divmod(tokens, max(1, self._chunk - self._decodes))
-        seconds = whole * self._seconds(max(1, self._chunk - self._decodes)) if whole else 0.0
-        return seconds + (self._seconds(rest) if rest else 0.0)
+        """Seconds of a prompt by the fit. Of one prompt it is asked several times in a row."""
+        if self._prompt is not None and self._prompt[0] == tokens:
+            return self._prompt[1]
+        room = max(1, self._chunk - self._decodes)
+        whole, rest = divmod(tokens, room)
+        seconds = whole * self._seconds(room) if whole else 0.0
+        if rest:
+            seconds += self._seconds(rest)
+        self._prompt = (tokens, seconds)
+        return seconds

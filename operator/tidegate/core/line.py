@@ -13,11 +13,11 @@ import heapq
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tidegate.core.flowtypes import Ask
+from tidegate.core.flowtypes import Ask, ModelKey
 from tidegate.core.load import Rate
 
 _LOOK: Final = 64
@@ -30,6 +30,8 @@ _PLACES_BY_FREE: Final = 2
 """A tenant may have so many times the free places of a bounded queue; see `Line.crowds`."""
 _SHOWN: Final = 20
 
+LineKey = tuple[ModelKey, str]
+"""A model, and a class of it."""
 Kind = tuple[bool, bool]
 """Whether it is behind those who can still be in time, and whether it is streamed."""
 _KINDS: Final[tuple[Kind, ...]] = ((False, False), (False, True), (True, False), (True, True))
@@ -173,7 +175,9 @@ class Line:
 
     __slots__ = (
         "_floor",
+        "_heads",
         "_idle",
+        "_near",
         "_numbers",
         "_orders",
         "_turns",
@@ -199,6 +203,9 @@ class Line:
         self._numbers, self._turns = itertools.count(), itertools.count(1)
         self._floor = 0.0
         self._idle: OrderedDict[str, None] = OrderedDict()
+        # What `head` and `near` found, until somebody comes, goes, steps back or is charged for.
+        self._heads: dict[bool, Waiting | None] = {}
+        self._near: dict[tuple[int, bool], list[Waiting]] = {}
 
     def __len__(self) -> int:
         return len(self.all)
@@ -225,6 +232,7 @@ class Line:
 
     def add(self, ask: Ask, now: float, tenant: str = "", weight: int = 1, due: float = math.inf) -> Waiting:
         """Queue it."""
+        self._changed()
         one = Waiting(ask, now, due, tenant, next(self._numbers))
         whose = self.tenants.get(tenant)
         if whose is None:
@@ -242,6 +250,7 @@ class Line:
 
     def pop(self, request: int) -> Waiting:
         """Take it out."""
+        self._changed()
         one = self.all.pop(request)
         whose = self.tenants[one.tenant]
         self._take(whose, one)
@@ -257,17 +266,35 @@ class Line:
 
     def relegate(self, one: Waiting) -> None:
         """Put one that cannot be in time behind all that still can."""
+        self._changed()
         whose = self.tenants[one.tenant]
         self._take(whose, one)
         one.due, one.relegated = math.inf, True
         self.relegated += 1
         self._put(whose, one)
 
+    def relegate_late(self, head: Waiting, now: float) -> list[Waiting]:
+        """The same for `head`, which is late, and for all that are late in its queue."""
+        self._changed()
+        whose, kind = self.tenants[head.tenant], head.kind
+        queue, late = whose.queues[kind], []
+        while queue and (one := queue.head()).due < now:
+            queue.drop(one.ask.id)
+            late.append(one)
+        if not queue:
+            self._close(whose, kind)
+        self.relegated += len(late)
+        for one in late:
+            one.due, one.relegated = math.inf, True
+            self._put(whose, one)
+        return late
+
     def charge(self, tenant: str, tokens: float) -> None:
         """Count weighted tokens to a tenant; negative ones give back what was not used."""
         whose = self.tenants.get(tenant)
         if whose is None:
             return
+        self._changed()
         whose.served = max(whose.floor, whose.served + tokens / whose.weight)
         if tokens > 0:
             whose.turn = next(self._turns)
@@ -287,22 +314,16 @@ class Line:
 
     def head(self, *, whole_only: bool = False) -> Waiting | None:
         """Whose turn it is."""
-        for late in (False, True):
-            kinds = ((late, False),) if whole_only else ((late, False), (late, True))
-            firsts = [(t, t.queues[kind].head()) for kind in kinds if (t := self._orders[kind].first())]
-            if len(firsts) == 1:
-                return firsts[0][1]
-            if firsts:
-                return min(firsts, key=_turn)[1]
-        return None
+        if whole_only not in self._heads:
+            self._heads[whole_only] = self._find_head(whole_only=whole_only)
+        return self._heads[whole_only]
 
-    def near(self, head: Waiting, *, whole_only: bool = False) -> list[Waiting]:
+    def near(self, head: Waiting, *, whole_only: bool = False) -> Sequence[Waiting]:
         """Those of its tenant that stand about where `head` does, the shortest prompt first."""
-        queues = self.tenants[head.tenant].queues
-        late = head.kind[0]
-        kinds = ((late, False),) if whole_only else ((late, False), (late, True))
-        near = itertools.chain.from_iterable(queues[kind].some() for kind in kinds if kind in queues)
-        return sorted(near, key=lambda one: (one.ask.prompt_tokens, one.ask.id))
+        found = self._near.get((head.ask.id, whole_only))
+        if found is None:
+            found = self._near[head.ask.id, whole_only] = self._find_near(head, whole_only=whole_only)
+        return found
 
     def describe(self, now: float) -> dict[str, Any]:
         """The line as JSON values; of the tenants those that have the most waiting."""
@@ -326,6 +347,25 @@ class Line:
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────
 
+    def _changed(self) -> None:
+        self._heads.clear()
+        self._near.clear()
+
+    def _find_head(self, *, whole_only: bool) -> Waiting | None:
+        for late in (False, True):
+            kinds = ((late, False),) if whole_only else ((late, False), (late, True))
+            firsts = [(t, t.queues[kind].head()) for kind in kinds if (t := self._orders[kind].first())]
+            if firsts:
+                return min(firsts, key=_turn)[1] if len(firsts) > 1 else firsts[0][1]
+        return None
+
+    def _find_near(self, head: Waiting, *, whole_only: bool) -> list[Waiting]:
+        queues = self.tenants[head.tenant].queues
+        late = head.kind[0]
+        kinds = ((late, False),) if whole_only else ((late, False), (late, True))
+        near = itertools.chain.from_iterable(queues[kind].some() for kind in kinds if kind in queues)
+        return sorted(near, key=lambda one: (one.ask.prompt_tokens, one.ask.id))
+
     def _put(self, whose: Tenant, one: Waiting) -> None:
         queue = whose.queues.get(one.kind)
         if queue is None:
@@ -337,8 +377,12 @@ class Line:
         queue = whose.queues[one.kind]
         queue.drop(one.ask.id)
         if not queue:
-            del whose.queues[one.kind]
-            self._orders[one.kind].drop(whose)
+            self._close(whose, one.kind)
+
+    def _close(self, whose: Tenant, kind: Kind) -> None:
+        """A tenant has nothing of this kind any more."""
+        del whose.queues[kind]
+        self._orders[kind].drop(whose)
 
 
 def _turn(first: tuple[Tenant, Waiting]) -> tuple[float, int, float, float, int]:

@@ -37,6 +37,14 @@ class Rate:
         self._value = self.value(now) + amount / self._tau
         self._at = now
 
+    def raise_to(self, value: float, now: float) -> None:
+        """Take a rate that is known to be at least this."""
+        self._value, self._at = max(self.value(now), value), now
+
+    def deviation(self, now: float) -> float:
+        """The standard deviation of the rate, were the events a Poisson process."""
+        return math.sqrt(self.value(now) / (2 * self._tau))
+
     def value(self, now: float) -> float:
         """The rate as of `now`."""
         return self._value * math.exp(min(0.0, self._at - now) / self._tau)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class NoRoom(StrEnum):
@@ -22,8 +23,7 @@ class NoRoom(StrEnum):
     WOULD_SLOW = "WouldSlow"
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(NamedTuple):
     """What a request asks of an endpoint. `urgent` is one whose first token is waited for.
 
     `not_lent`: only an endpoint will do whose GPUs are not asked back. `only_lent`: the others are
@@ -46,8 +46,7 @@ class Need:
         return self.prompt_tokens + self.output_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """An endpoint as one request sees it: what is used, and what others must find free.
 
     `slots` and `used` count concurrent requests, `kv_tokens` is None where the engine does not
@@ -202,8 +201,13 @@ def choose(need: Need, candidates: Iterable[Candidate]) -> str | NoRoom:
         left = [c for c in left if keep(need, c)]
         if not left:
             return reason
-    scores = URGENT_SCORES if need.urgent else PATIENT_SCORES
-    return min(left, key=lambda c: (*(score(need, c) for score in scores), c.address)).address
+    for score in URGENT_SCORES if need.urgent else PATIENT_SCORES:
+        if len(left) == 1:
+            break
+        scores = [score(need, c) for c in left]
+        best = min(scores)
+        left = [c for c, found in zip(left, scores, strict=True) if found == best]
+    return min(c.address for c in left)
 
 
 # ── headroom ────────────────────────────────────────────────────────────────────────────────────
@@ -214,8 +218,7 @@ MINIMUM_SLOTS = 2
 """Kept by a class with recent traffic however little it is: one in use, one for the next."""
 
 
-@dataclass(frozen=True, slots=True)
-class Traffic:
+class Traffic(NamedTuple):
     """What a class was seen to do at one model lately.
 
     `rate` arrivals/s; `tokens` the mean KV tokens of one request; `recent` False once it is quiet.
@@ -283,19 +286,46 @@ def headroom(
         service_s: By rank, how long a request holds its slot.
         busy: By rank, how many are in flight.
     """
-    ordered = sorted(traffic, key=lambda t: t.rank)
-    total = sum(p.slots for p in places)
+    return reserve(demands(traffic, sum(p.slots for p in places), service_s, busy), places)
+
+
+class Demand(NamedTuple):
+    """What a class wants kept free for it: slots, each with room for so many tokens. 0 slots: nothing."""
+
+    qos_class: str
+    rank: int
+    slots: int = 0
+    tokens: float = 0.0
+
+
+def demands(
+    traffic: Iterable[Traffic], slots: int, service_s: Mapping[int, float], busy: Mapping[int, int]
+) -> list[Demand]:
+    """What every class wants kept free, by rank, where there are so many slots; the rest as `headroom`."""
+    found: list[Demand] = []
+    longest_s: float | None = None  # of those below
+    for one in sorted(traffic, key=lambda t: t.rank, reverse=True):
+        if one.recent and longest_s is not None:
+            held = sum(count for rank, count in busy.items() if rank <= one.rank)
+            needed = slots_needed(one.rate, longest_s, slots - held)
+            found.append(Demand(one.qos_class, one.rank, needed, one.tokens))
+        else:  # it is quiet, or nobody is below it
+            found.append(Demand(one.qos_class, one.rank))
+        if one.rank in service_s:
+            longest_s = max(longest_s or 0.0, service_s[one.rank])
+    return found[::-1]
+
+
+def reserve(wanted: Iterable[Demand], places: Sequence[Place]) -> dict[int, dict[str, tuple[int, int]]]:
+    """What every rank must leave free for those above it; `wanted` comes by rank."""
     room = {p.address: max(0, p.slots - 1) for p in places}
     kept = {p.address: (0, 0) for p in places}
     result: dict[int, dict[str, tuple[int, int]]] = {}
-    for index, one in enumerate(ordered):
+    for one in wanted:
         result[one.rank] = dict(kept)
-        below = [service_s[t.rank] for t in ordered[index + 1 :] if t.rank in service_s]
-        if not one.recent or not below:
+        if not one.slots:
             continue
-        held = sum(count for rank, count in busy.items() if rank <= one.rank)
-        needed = slots_needed(one.rate, max(below), total - held)
-        for address, slots in allot(needed, one.qos_class, places).items():
+        for address, slots in allot(one.slots, one.qos_class, places).items():
             have, tokens = kept[address]
             more = min(slots, room[address] - have)  # a slot of every endpoint stays for the lowest
             kept[address] = (have + more, tokens + math.ceil(more * one.tokens))

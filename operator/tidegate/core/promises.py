@@ -13,7 +13,8 @@ _BATCH: Final = 32
 
 
 def prefill_s(fit: StepFit, prompt_tokens: int) -> float:
-    """How long an idle engine reads a prompt, seconds."""
+    """How long an idle engine reads a prompt, seconds; an empty one takes a step as well."""
+    prompt_tokens = max(1, prompt_tokens)
     whole, rest = divmod(prompt_tokens, _CHUNK)
     seconds = whole * fit.seconds(_CHUNK, 0) if whole else 0.0
     return seconds + (fit.seconds(rest, 0) if rest else 0.0)
@@ -26,8 +27,11 @@ def work_s(fit: StepFit, prompt_tokens: int, output_tokens: int) -> float:
 
 
 def gpu_s(fit: StepFit, prompt_tokens: int, output_tokens: int) -> float:
-    """GPU time of a request: its prompt in whole chunks, its decodes as a part of steps of 32."""
-    prompt = prompt_tokens / _CHUNK * fit.seconds(_CHUNK, 0)
+    """GPU time of a request: its prompt in whole chunks, its decodes as a part of steps of 32.
+
+    An empty prompt counts as a token, so that no request takes no time.
+    """
+    prompt = max(1, prompt_tokens) / _CHUNK * fit.seconds(_CHUNK, 0)
     context = _BATCH * (prompt_tokens + output_tokens // 2)
     return prompt + output_tokens / _BATCH * fit.seconds(0, _BATCH, context)
 

@@ -5,15 +5,16 @@ a request. Who gets it is `core.pick`'s to say, in which order `core.flow`'s.
 """
 
 import math
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from tidegate.core import front, pick
 from tidegate.core.flowtypes import Ask, Endpoint, Model, ModelKey, Policy
 from tidegate.core.load import Load, Mean, Rate
-from tidegate.core.pick import Candidate, Need, NoRoom, Place, Traffic
+from tidegate.core.pick import Candidate, Need, NoRoom, Traffic
+from tidegate.core.replicas import Replicas
 from tidegate.core.types import QoSClass
 
 _PRIOR_SERVICE_S: Final = 10.0
@@ -22,6 +23,10 @@ _RECENT_S: Final = 15.0
 """A class without arrivals for this long lends its headroom, and its front."""
 _FRONT_TAU_S: Final = 30.0
 """The front follows the arrivals of this long: a burst spills, it does not move the boundary."""
+
+_BURST_TAU_S: Final = 2.0
+_BURST_SIGMAS, _BURST_FACTOR = 3.0, 1.3
+"""In two seconds so many more than chance explains, and by so much more than lately, are a burst."""
 
 
 @dataclass(slots=True)
@@ -53,6 +58,7 @@ class Running:
     since: float
     steps: float
     patient: bool
+    recalled: bool = False
     shared: dict[tuple[ModelKey, str], int] = field(default_factory=dict)
     told: tuple[int, int] | None = None
 
@@ -60,10 +66,11 @@ class Running:
 class _Seen:
     """What a (model, class) was observed to do."""
 
-    __slots__ = ("arrivals", "last", "lately", "prefill", "service", "tokens")
+    __slots__ = ("arrivals", "burst", "last", "lately", "prefill", "service", "tokens")
 
     def __init__(self) -> None:
         self.arrivals, self.lately = Rate(5.0), Rate(_FRONT_TAU_S)
+        self.burst = Rate(_BURST_TAU_S)
         self.last = -math.inf
         self.service, self.tokens = Mean(0.1), Mean(0.1)
         self.prefill = Mean(0.02)
@@ -83,6 +90,10 @@ class Room:
         """Requests that nobody waits for any more, since they cannot be in time."""
         self._seen: dict[tuple[ModelKey, str], _Seen] = {}
         self._busy: Counter[tuple[ModelKey, str]] = Counter()
+        # What follows from `classes` and `loads`: `set_world` and whoever drops a load make it anew.
+        self._awaited: dict[str, int] = {}
+        self._replicas: dict[ModelKey, Replicas] = {}
+        self._none = Replicas((), {})
 
     def set_world(
         self,
@@ -108,6 +119,17 @@ class Room:
                 known = self.loads[address] = Load(address, now, self.policy.fit)
             known.become(e, self.policy.fit)
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] in models}
+        # Classes for whose first token somebody waits, and their priorities.
+        awaited = {name: c.priority for name, c in classes.items() if c.objectives.ttft_s is not None}
+        self._awaited = awaited if self.policy.qos else {}
+        self._regroup()
+
+    def _regroup(self) -> None:
+        """An endpoint came, went or changed."""
+        by_model = defaultdict[ModelKey, list[Load]](list)
+        for load in self.loads.values():
+            by_model[load.model].append(load)
+        self._replicas = {model: Replicas(loads, self.ranks) for model, loads in by_model.items()}
 
     def _expect(self, classes: Mapping[str, QoSClass], models: Mapping[ModelKey, Model], now: float) -> None:
         """Of a model just met nothing was seen yet: keep headroom for those who would wait, at first."""
@@ -124,6 +146,11 @@ class Room:
         seen = self._seen.setdefault((ask.model, ask.qos_class), _Seen())
         seen.arrivals.add(now)
         seen.lately.add(now)
+        seen.burst.add(now)
+        if self.policy.pack.recall:
+            surely = seen.burst.value(now) - _BURST_SIGMAS * seen.burst.deviation(now)
+            if surely > _BURST_FACTOR * seen.lately.value(now):
+                seen.lately.raise_to(seen.burst.value(now), now)
         seen.last = now
         seen.tokens.add(ask.tokens)
         seen.prefill.add(self.policy.fit.seconds(ask.prompt_tokens, 0))
@@ -153,6 +180,7 @@ class Room:
         load.give_back(ask, now, running.steps, patient=running.patient, served=whole)
         if load.gone and not load.requests:
             del self.loads[running.address]
+            self._regroup()
         if whole and (seen := self._seen.get((ask.model, ask.qos_class))):
             seen.service.add(now - running.since)
         return True
@@ -165,43 +193,44 @@ class Room:
 
     def urgent(self, ask: Ask) -> bool:
         """Whether somebody waits for its first token."""
-        known = self.classes.get(ask.qos_class)
-        promised = self.policy.qos and known is not None and known.objectives.ttft_s is not None
-        return promised and ask.id not in self.relegated
+        return ask.qos_class in self._awaited and ask.id not in self.relegated
 
-    def ready(self, model: ModelKey) -> Iterator[Load]:
+    def ready(self, model: ModelKey) -> Sequence[Load]:
         """The endpoints of a model that take requests."""
-        return (e for e in self.loads.values() if e.model == model and e.ready and not e.draining)
+        return self._replicas.get(model, self._none).ready
 
     def turn(self, model: ModelKey, now: float) -> Turn:
         """How a model's endpoints stand now."""
-        lent = [e.lent for e in self.ready(model)]
-        safe = not all(lent)
-        return Turn(self.headroom(model, now), self.front(model, now), safe=safe, apart=safe and any(lent))
+        replicas = self._replicas.get(model, self._none)
+        return Turn(
+            self._headroom(model, replicas, now),
+            self._front(model, replicas, now),
+            safe=replicas.safe,
+            apart=replicas.apart,
+        )
 
     def blocked(self, ask: Ask, now: float) -> bool:
-        """Whether every endpoint of its model has prefill that it must wait for.
+        """Whether every endpoint of its model has prefill that a gated request must wait for.
 
         Nothing that `choose` would not find out too; but mostly it is so, and this is cheap.
         """
-        if not self.policy.pack.late or not self.gated(ask, now):
+        if not self.policy.pack.late:
             return False
-        mine = [load for load in self.loads.values() if load.model == ask.model]
-        for load in mine:
-            load.forecast.advance(now)
-        return all(load.forecast.backlog_s > self.policy.pack.ahead_s for load in mine)
+        ahead_s = self.policy.pack.ahead_s
+        return all(load.forecast.backlog_s > ahead_s for load in self._advanced(ask.model, now))
 
     def next_turn(self, models: Collection[ModelKey]) -> float | None:
         """When an endpoint of one of these has so little prefill left that more may be sent."""
-        ahead_s = self.policy.pack.ahead_s
-        busy = [load.forecast for load in self.loads.values() if load.model in models]
-        # On the front all of it must be done.
-        turns = [(f.clear_at, ahead_s if f.backlog_s > ahead_s else 0.0) for f in busy if f.backlog_s]
-        return min((clear_at - early_s for clear_at, early_s in turns), default=None)
+        ahead_s, first = self.policy.pack.ahead_s, math.inf
+        for model in models:
+            for load in self._replicas.get(model, self._none).loads:
+                # On the front all of it must be done.
+                first = min(first, load.forecast.turn_at(ahead_s))
+        return first if first < math.inf else None
 
     def gated(self, ask: Ask, now: float) -> bool:
         """Whether a request is not urgent, and keeps out of the way of urgent ones of higher classes."""
-        return not self.urgent(ask) and bool(self._urgent_lately(ask.model, now, above=self._priority(ask)))
+        return not self.urgent(ask) and any(self._urgent_lately(ask.model, now, above=self._priority(ask)))
 
     def behind(self, ask: Ask, turn: Turn) -> bool:
         """Whether a request may go anywhere but to the front."""
@@ -209,38 +238,38 @@ class Room:
         places = (e for e in self.ready(ask.model) if e.address not in turn.front)
         return any(e.lent if need.only_lent else not (need.not_lent and e.lent) for e in places)
 
+    def _advanced(self, model: ModelKey, now: float) -> Sequence[Load]:
+        """All endpoints of a model, as of now."""
+        replicas = self._replicas.get(model, self._none)
+        replicas.advance(now)
+        return replicas.loads
+
     def _priority(self, ask: Ask) -> float:
         known = self.classes.get(ask.qos_class)
         # One that is relegated keeps out of the way of its own class, too.
         return known.priority - (ask.id in self.relegated) / 2 if known else -math.inf
 
-    def _urgent_lately(self, model: ModelKey, now: float, above: float = -math.inf) -> list[_Seen]:
+    def _urgent_lately(self, model: ModelKey, now: float, above: float = -math.inf) -> Iterator[_Seen]:
         """What the urgent classes of a model did that were there lately, of those of a higher priority."""
-        if not (self.policy.qos and self.policy.pack.front):
-            return []
-        return [
-            seen
-            for name, known in self.classes.items()
-            if known.objectives.ttft_s is not None
-            and known.priority > above
-            and (seen := self._seen.get((model, name)))
-            and now - seen.last < _RECENT_S
-            and seen.prefill.value(0.0) > 0
-        ]
+        if not self.policy.pack.front:
+            return
+        for name, priority in self._awaited.items():
+            seen = self._seen.get((model, name)) if priority > above else None
+            if seen and now - seen.last < _RECENT_S and seen.prefill.value(0.0) > 0:
+                yield seen
 
-    def front(self, model: ModelKey, now: float) -> frozenset[str]:
+    def _front(self, model: ModelKey, replicas: Replicas, now: float) -> frozenset[str]:
         """The endpoints that urgent work of a model is packed on; none while nobody is urgent."""
         traffic = [
             front.Urgent(seen.lately.value(now), seen.prefill.value(0.0))
             for seen in self._urgent_lately(model, now)
         ]
-        if not traffic:
-            return frozenset()
-        places = [
-            front.Standing(e.address, self.ranks.get(e.lane, len(self.ranks)), e.lent)
-            for e in self.ready(model)
-        ]
-        return front.members(front.size(traffic, self.policy.pack.utilisation), places)
+        return replicas.front(front.size(traffic, self.policy.pack.utilisation))
+
+    def fronted(self, model: ModelKey, now: float) -> list[Load]:
+        """The endpoints of a model's front."""
+        replicas = self._replicas.get(model, self._none)
+        return [self.loads[address] for address in sorted(self._front(model, replicas, now))]
 
     def need(self, ask: Ask, turn: Turn) -> Need:
         """What a request asks of an endpoint."""
@@ -259,62 +288,69 @@ class Room:
 
     def candidates(self, ask: Ask, turn: Turn, now: float, *, gated: bool) -> list[Candidate]:
         """The endpoints of its model as a request sees them; `gated`: it keeps out of urgent ones' way."""
-        loads = [load for load in self.loads.values() if load.model == ask.model]
-        for load in loads:
-            load.forecast.advance(now)
+        loads = self._advanced(ask.model, now)
         if gated and self.policy.pack.late:
             # Left out before anything dearer is reckoned: mostly it is all of them.
             most = {True: 0.0, False: self.policy.pack.ahead_s}
             loads = [x for x in loads if x.forecast.backlog_s <= most[x.address in turn.front]]
-        keep = turn.keep.get(self.rank(ask), {})
         kept = self._kept_clear(ask, turn, loads) if gated and self.policy.pack.clear else frozenset()
-        return [self._candidate(load, ask, turn, keep, now, gated, load.address in kept) for load in loads]
+        return self._candidates(loads, ask, turn, now, kept, gated=gated)
 
     def soon_done(self, ask: Ask, address: str, turn: Turn, now: float) -> bool:
         """Whether a patient prompt fits an endpoint of the front, and is computed within `Pack.short_s`."""
         load = self.loads[address]
         if load.forecast.prefill_s(ask.prompt_tokens) > self.policy.pack.short_s:
             return False
-        keep = turn.keep.get(self.rank(ask), {})
-        at = self._candidate(load, ask, turn, keep, now, gated=True, kept=False)
-        return not isinstance(pick.choose(self.need(ask, turn), [at]), NoRoom)
+        at = self._candidates([load], ask, turn, now, frozenset(), gated=True)
+        return not isinstance(pick.choose(self.need(ask, turn), at), NoRoom)
 
-    def _candidate(
+    def _candidates(
         self,
-        load: Load,
+        loads: Iterable[Load],
         ask: Ask,
         turn: Turn,
-        keep: Mapping[str, tuple[int, int]],
         now: float,
+        kept: frozenset[str],
+        *,
         gated: bool,
-        kept: bool,
-    ) -> Candidate:
-        policy, pack = self.policy, self.policy.pack
-        keep_slots, keep_tokens = keep.get(load.address, (0, 0))
-        urgent = self.urgent(ask)
-        paced = pack.pace and (gated or (urgent and bool(turn.front)))
+    ) -> list[Candidate]:
+        policy, pack, ranks, in_front = self.policy, self.policy.pack, self.ranks, turn.front
+        keep = turn.keep.get(self.rank(ask), {})
+        urgent, tokens = self.urgent(ask), ask.prompt_tokens
+        paced = pack.pace and (gated or (urgent and bool(in_front)))
         above = -math.inf if urgent else self._priority(ask)
-        return Candidate(
-            address=load.address,
-            lane=load.lane,
-            lane_rank=self.ranks.get(load.lane, len(self.ranks)),
-            slots=load.usable_slots(now, policy.report_grace_s, policy.report_stale_s),
-            used=load.requests + load.foreign,
-            kv_tokens=load.kv_tokens,
-            kv_used=load.tokens + load.foreign_tokens,
-            ttft_s=load.forecast.first_token_s(ask.prompt_tokens) if urgent else 0.0,
-            credit_s=load.forecast.credit_s(ask.prompt_tokens, above) if paced else math.inf,
-            margin_s=pack.margin_s,
-            front=load.address in turn.front,
-            kept_clear=kept,
-            keep_slots=keep_slots,
-            keep_tokens=keep_tokens,
-            ready=load.ready,
-            draining=load.draining,
-            lent=load.lent,
-        )
+        found = []
+        for load in loads:
+            address, forecast = load.address, load.forecast
+            keep_slots, keep_tokens = keep.get(address, (0, 0))
+            credit_s = math.inf
+            if paced and address not in kept:
+                credit_s = forecast.credit_s(tokens, above)
+            elif paced:  # it is refused anyway
+                forecast.give_up_lost()
+            candidate = Candidate(
+                address,
+                load.lane,
+                ranks.get(load.lane, len(ranks)),
+                load.usable_slots(now, policy.report_grace_s, policy.report_stale_s),
+                load.requests + load.foreign,
+                load.kv_tokens,
+                load.tokens + load.foreign_tokens,
+                forecast.first_token_s(tokens) if urgent else 0.0,
+                credit_s,
+                address in in_front,
+                address in kept,
+                pack.margin_s,
+                keep_slots,
+                keep_tokens,
+                load.ready,
+                load.draining,
+                load.lent,
+            )
+            found.append(candidate)
+        return found
 
-    def _kept_clear(self, ask: Ask, turn: Turn, clear: list[Load]) -> frozenset[str]:
+    def _kept_clear(self, ask: Ask, turn: Turn, clear: Iterable[Load]) -> frozenset[str]:
         """Those of the front that get no patient work now; `clear` are the endpoints without prefill."""
         pack = self.policy.pack
         mine = [e for e in clear if e.address in turn.front]
@@ -323,26 +359,18 @@ class Room:
         few = few and (len(turn.front) > 1 or self.behind(ask, turn))
         return frozenset(e.address for e in mine if few or e.patient >= pack.front_patient)
 
-    def headroom(self, model: ModelKey, now: float) -> pick.Headroom:
+    def _headroom(self, model: ModelKey, replicas: Replicas, now: float) -> pick.Headroom:
         """What requests of each rank must leave free at each endpoint of a model."""
         if not self.policy.qos:
             return {}
-        # Kept where it can be used by all: streamed requests keep off lent endpoints.
-        ready = list(self.ready(model))
-        kept = [e for e in ready if not e.lent] or ready
-        places = [Place(e.address, e.lane, e.slots) for e in kept]
-        traffic, service = [], {}
+        traffic, service, busy = [], {}, {}
         # A class seen here counts even when the model no longer lists it: its requests still run.
         for name, rank in self.ranks.items():
+            busy[rank] = self._busy.get((model, name), 0)
             seen = self._seen.get((model, name))
             if seen is None:
                 continue
             recent = now - seen.last < _RECENT_S
             traffic.append(Traffic(name, rank, seen.arrivals.value(now), seen.tokens.value(0.0), recent))
             service[rank] = seen.service.value(_PRIOR_SERVICE_S)
-        busy = {
-            self.ranks[name]: n
-            for (key, name), n in self._busy.items()
-            if key == model and name in self.ranks
-        }
-        return pick.headroom(traffic, places, service, busy)
+        return replicas.headroom(pick.demands(traffic, replicas.slots, service, busy))

@@ -136,7 +136,7 @@ class StepFit:
         if self.per_prefill_pair_s:
             pairs = attended(prefill, prefill_context) if prefill_pairs is None else prefill_pairs
             time_s += self.per_prefill_pair_s * pairs
-        return max(time_s, self.floor_s)
+        return max(self.floor_s, time_s)
 
     def to_json(self) -> dict[str, Any]:
         """The fit as plain JSON: what `from_json` reads, and what a `profileRef` ConfigMap holds."""

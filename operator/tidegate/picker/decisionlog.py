@@ -24,6 +24,7 @@ from tidegate.adapters.decisions import (
     ExpireCall,
     FinishCall,
     MeasuredCall,
+    RecallCall,
     ReportCall,
     SetWorldCall,
     encode,
@@ -214,4 +215,11 @@ class RecordedFlow(Flow):
         with self._decisions:
             answer = super().expire(now)
         self._decisions.add(ExpireCall(now, tuple(answer)))
+        return answer
+
+    def recall(self, now: float) -> list[tuple[Ask, str]]:
+        """As Flow does."""
+        with self._decisions:
+            answer = super().recall(now)
+        self._decisions.add(RecallCall(now, tuple(answer)))
         return answer

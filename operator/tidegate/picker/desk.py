@@ -37,6 +37,7 @@ class Desk:
             self.metrics.register(collector)
         self._numbers = itertools.count(1)
         self._futures: dict[int, asyncio.Future[Dispatch | Refused]] = {}
+        self._recalls: dict[int, Callable[[], bool]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._pumping = False
 
@@ -66,8 +67,13 @@ class Desk:
         """A request is over, however it ended; harmless when it never was, or was ended before."""
         self._futures.pop(number, None)
         self.book.ended(number, self.clock(), whole=whole)
+        self._recalls.pop(number, None)
         if self.flow.finish(number, self.clock(), whole=whole) is not None:
             self.pump()
+
+    def may_recall(self, number: int, abort: Callable[[], bool]) -> None:
+        """Say how a dispatched request is aborted; `abort` says whether that was still possible."""
+        self._recalls[number] = abort
 
     def set_world(self, world: World) -> None:
         """Take new facts."""
@@ -92,6 +98,11 @@ class Desk:
         for dispatch in self.flow.dispatch(now):
             self.metrics.dispatched(dispatch.ask, dispatch.waited_s)
             self._settle(dispatch.ask, dispatch)
+        for ask, address in self.flow.recall(now):
+            abort = self._recalls.pop(ask.id, None)
+            if abort is not None and abort():
+                log.debug("request %d is taken back from %s", ask.id, address)
+                self.metrics.recalled(ask)
         self._set_timer()
 
     def _set_timer(self) -> None:

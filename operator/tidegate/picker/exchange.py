@@ -40,6 +40,7 @@ class Outcome(Enum):
     ANSWERED = "answered"
     REFUSED = "refused"
     CANCELLED = "cancelled"
+    RECALLED = "recalled"
     LOST = "lost"
 
 

@@ -28,13 +28,17 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "tidegate_requests",
-            "Requests that ended: answered, refused, cancelled by the client, or lost.",
+            "Requests that ended: answered, refused, cancelled by the client, recalled, or lost.",
             (*_LABELS, "outcome"),
             registry=self.registry,
         )
         self.arrivals = self._counter("tidegate_arrivals", "Requests admitted to the queue.")
         self.prompts = self._counter("tidegate_prompt_tokens", "Estimated prompt tokens of arrivals.")
         self.outputs = self._counter("tidegate_output_tokens", "Expected output tokens of arrivals.")
+        self.recalls = self._counter(
+            "tidegate_recalls",
+            "Requests taken back from an engine, to come again: people waited beside them.",
+        )
         self.waits = Histogram(
             "tidegate_queue_seconds",
             "Wait in the central queue, from admission to dispatch.",
@@ -77,6 +81,10 @@ class Metrics:
     def dispatched(self, ask: Ask, waited_s: float) -> None:
         """Note how long a request waited."""
         self.waits.labels(*ask.model, ask.qos_class).observe(waited_s)
+
+    def recalled(self, ask: Ask) -> None:
+        """Count a request that is taken back."""
+        self.recalls.labels(*ask.model, ask.qos_class).inc()
 
     def ended(self, model: ModelKey, qos_class: str, outcome: str) -> None:
         """Count a request out. Empty names: it ended before they were known."""

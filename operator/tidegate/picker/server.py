@@ -27,7 +27,7 @@ from tidegate.picker.engines import Engines
 from tidegate.picker.exchange import DEFAULT_MAX_BODY, ProtocolError
 from tidegate.picker.identity import Identity
 from tidegate.picker.measure import server as measure
-from tidegate.picker.service import Service, Settings
+from tidegate.picker.service import RecalledError, Service, Settings
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]  # gen
         except ProtocolError as error:
             log.error("%s", error)  # noqa: TRY400 -- says all; a traceback for each request would not
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except RecalledError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except (grpc.aio.UsageError, grpc.aio.InternalError) as error:
             log.debug("stream ended while writing: %s", error)
 

@@ -29,8 +29,8 @@ from tidegate.picker.protocols import (
     read_body,
     with_priority,
 )
-from tidegate.render.envoy import ATTEMPTS
-from tidegate.render.measure import ARRIVED_HEADER, ATTEMPT_HEADER, REQUEST_HEADER
+from tidegate.render.envoy import ATTEMPT_HEADER, ATTEMPTS, KEPT_BODY
+from tidegate.render.measure import ARRIVED_HEADER, REQUEST_HEADER
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,10 @@ class _RefusedError(Exception):
         self.param, self.headers = param, headers
 
 
+class RecalledError(Exception):
+    """Ends an exchange whose request is taken back from its engine: Envoy asks again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How requests are treated. `qos` False gives every class the same engine priority."""
@@ -62,6 +66,8 @@ class Settings:
     max_body: int = DEFAULT_MAX_BODY
     max_receiving: int = 256 << 20
     """Bytes of bodies that may be on their way in at once."""
+    max_recalls: int = 2
+    """How often a request may be taken back from its engine."""
     start_patience_s: float = 5.0
     """How long a request is held while the first facts are still being listed."""
 
@@ -76,6 +82,7 @@ class _Request:
     model: ServedModel | None = None
     qos_class: str = ""
     dispatched: bool = False
+    recalled: bool = False
     counted: int = 0
     """Bytes that it has counted as being received."""
     pending: "asyncio.Task[pb.ProcessingRequest | None] | None" = field(default=None)
@@ -99,6 +106,11 @@ class Service:
         request = _Request(self.desk.number(), Exchange(self.settings.max_body))
         try:
             await self._serve(request, read, write)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if not request.recalled or (task is not None and task.uncancel() > 0):
+                raise
+            raise RecalledError("taken back from its engine; it may be tried again") from error
         finally:
             self._end(request)
 
@@ -130,6 +142,8 @@ class Service:
             request.pending.cancel()
         self.receiving -= request.counted
         outcome = request.exchange.outcome(request.dispatched)
+        if request.recalled:
+            outcome = Outcome.RECALLED
         whole = outcome is Outcome.ANSWERED and request.exchange.status < 400
         self.desk.end(request.number, whole=whole)
         if request.exchange.way.wants is Wants.INFERENCE:
@@ -195,6 +209,7 @@ class Service:
             size=exchange.received,
             streamed=body.streamed,
             tenant=tenant,
+            recallable=self._comes_again(exchange, streamed=body.streamed),
         )
         verdict = await self._wait(request, ask, read)
         if verdict is None:
@@ -204,8 +219,27 @@ class Service:
             after = str(verdict.retry_after_s)
             raise _RefusedError(verdict.status, verdict.reason, verdict.message, retry_after=after)
         request.dispatched = True
+        if ask.recallable:
+            self._offer(request)
         await self._hand_over(request, model, qos, verdict, write)
         return True
+
+    def _comes_again(self, exchange: Exchange, *, streamed: bool) -> bool:
+        """Whether Envoy sends it again if it is aborted: it counts attempts, and has kept the body."""
+        attempt = exchange.headers.get(ATTEMPT_HEADER, "")
+        few = attempt.isdecimal() and int(attempt) <= self.settings.max_recalls
+        return few and not streamed and exchange.received <= KEPT_BODY
+
+    def _offer(self, request: _Request) -> None:
+        """Let the desk take it back while its answer has not begun."""
+        task = asyncio.current_task()
+
+        def abort() -> bool:
+            sent = request.exchange.phase is Phase.SENT
+            request.recalled = sent and task is not None and task.cancel()
+            return request.recalled
+
+        self.desk.may_recall(request.number, abort)
 
     def _find(self, exchange: Exchange, name: str) -> ServedModel:
         model = self.desk.world.find(name)

@@ -29,6 +29,7 @@ STRIPPED_HEADERS: Final = (
     "x-tidegate-groups",
     measure.REQUEST_HEADER,
     measure.ARRIVED_HEADER,
+    "x-envoy-attempt-count",
     # A client of a private address counts as internal, and Envoy would obey these.
     "x-envoy-expected-rq-timeout-ms",
     "x-envoy-hedge-on-per-try-timeout",
@@ -45,6 +46,11 @@ STRIPPED_HEADERS: Final = (
 
 AGAIN_HEADER: Final = "x-tidegate-again"
 """Between the two listeners: this failed before an answer began, and may be tried again."""
+
+ATTEMPT_HEADER: Final = "x-envoy-attempt-count"
+"""Between the two listeners: the how manieth attempt this is, from 1."""
+KEPT_BODY: Final = 1 << 20
+"""Bytes of a body that the gateway listener keeps, to send it again."""
 
 _TYPE: Final = "type.googleapis.com/"
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -126,7 +132,6 @@ def _measure(config: Config, cluster: Config) -> None:
     resources = config["static_resources"]
     gateway, admission = (x["filter_chains"][0]["filters"][0]["typed_config"] for x in resources["listeners"])
     gateway["route_config"]["request_headers_to_add"] = [measure.arrived()]
-    gateway["route_config"]["virtual_hosts"][0]["include_request_attempt_count"] = True
     admission["http_filters"].insert(-1, measure.lua_filter())
     admission["access_log"] = [measure.access_log(cluster["name"])]
     resources["clusters"].append(cluster)
@@ -151,7 +156,7 @@ def _gateway_listener(host: str, port: int, access_log: str | None) -> Config:
     return {
         "name": "gateway",
         "address": _address(host, port),
-        "per_connection_buffer_limit_bytes": 1 << 20,
+        "per_connection_buffer_limit_bytes": KEPT_BODY,
         "filter_chains": [_chain(manager)],
     }
 
@@ -176,7 +181,14 @@ def _manager(name: str, route: Config, filters: list[Config]) -> Config:
         local_reply_config=_local_replies(),
         route_config={
             "name": name,
-            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}],
+            "virtual_hosts": [
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": [route],
+                    "include_request_attempt_count": name == "gateway",
+                }
+            ],
         },
         http_filters=filters,
     )

@@ -78,6 +78,35 @@ class BulkPlan:
         self.lasts: list[Job] = []
         self.preempted: list[str] = []
 
+    def give(self, job: Job, tokens: int) -> int:
+        """Give a request that does not decode yet tokens in this step; returns how many it then lacks.
+
+        Where it lacks none the step brings it an output token.
+        """
+        self.work += tokens
+        if tokens == 1 and job.computed >= job.prompt:
+            self.decodes += 1
+            self.decode_context += job.computed
+        else:
+            self.prefill_tokens += tokens
+            self.prefill_context += job.computed
+            self.prefill_pairs += attended(tokens, job.computed)
+        job.computed += tokens
+        lacks = job.prompt + job.known - job.computed
+        if lacks == 0:
+            if job.known == 0:
+                self.firsts.append(job)
+            job.known += 1
+        return lacks
+
+    def end(self, job: Job) -> bool:
+        """Whether the request's last token is launched, and if so note it."""
+        if job.known < job.output:
+            return False
+        job.state = ENDING
+        self.lasts.append(job)
+        return True
+
 
 class Bulk(Waitroom[Job]):
     """One engine's requests, KV blocks and schedule; see `Engine` for what each method does."""
@@ -162,25 +191,9 @@ class Bulk(Waitroom[Job]):
         """Give a request that does not decode yet tokens in this step."""
         if tokens == 0:
             return
-        plan.work += tokens
-        if tokens == 1 and job.computed >= job.prompt:
-            plan.decodes += 1
-            plan.decode_context += job.computed
-        else:
-            plan.prefill_tokens += tokens
-            plan.prefill_context += job.computed
-            plan.prefill_pairs += attended(tokens, job.computed)
-        job.computed += tokens
-        if job.computed < job.prompt + job.known:
+        if plan.give(job, tokens):
             job.state = PREFILL
-            return
-        if job.known == 0:
-            plan.firsts.append(job)
-        job.known += 1
-        if job.known == job.output:
-            job.state = ENDING
-            plan.lasts.append(job)
-        else:
+        elif not plan.end(job):
             self._start(job, self._step + 1)
 
     def _start(self, job: Job, step: int) -> None:

@@ -12,7 +12,6 @@ from typing import Final
 
 from tidegate.core import cooperate
 from tidegate.core.cooperate import Beside, Holder, Pace, Rules
-from tidegate.core.steptime import attended
 from tidegate.sim.bulk import DECODE, DONE, ENDING, PREFILL, WAITING, BulkPlan, Job
 from tidegate.sim.cooperating import Seen
 from tidegate.sim.types import EngineConfig, Policy, Request, TokenEvent
@@ -191,30 +190,16 @@ class BulkCooperating(Waitroom[PacedJob]):
         """Give a request that does not decode yet tokens in this step."""
         if tokens == 0:
             return
-        plan.work += tokens
-        if tokens == 1 and job.computed >= job.prompt:
-            plan.decodes += 1
-            plan.decode_context += job.computed
-        else:
-            plan.prefill_tokens += tokens
-            plan.prefill_context += job.computed
-            plan.prefill_pairs += attended(tokens, job.computed)
-        job.computed += tokens
-        left = job.prompt + job.known - job.computed
-        if left == 0:
-            if job.known == 0:
-                plan.firsts.append(job)
-                self._begun.append(job)
-            job.known += 1
-        elif left > 1 or job.computed < job.prompt:
+        first = job.known == 0
+        lacks = plan.give(job, tokens)
+        if lacks == 0 and first:
+            self._begun.append(job)
+        if lacks > 1 or job.computed < job.prompt:
             job.state = PREFILL
             self._partials[job.rank] = job
             return
         self._partials.pop(job.rank, None)
-        if job.known == job.output:
-            job.state = ENDING
-            plan.lasts.append(job)
-        else:
+        if not plan.end(job):
             self._start(job)
 
     def _start(self, job: PacedJob) -> None:

@@ -27,6 +27,10 @@ TICK_S: Final = 0.25
 """The picker looks at its queue this often though nothing happened (picker/desk.py)."""
 LEAST_S: Final = 1e-4
 """A timer is not set for sooner than this."""
+RECALLS: Final = 2
+"""How often a request may be taken back from its engine."""
+AGAIN_S: Final = 0.1
+"""Envoy waits so long before it asks again (render/envoy.py)."""
 SCRAPE_S: Final = 1.0
 """The picker asks every engine this often (picker/engines.py)."""
 
@@ -274,6 +278,7 @@ class Fleet:
             output_tokens=record.output if self.arm.clairvoyant else stream.expected_output,
             streamed=stream.streamed,
             tenant=stream.tenant,
+            recallable=record.recalls < RECALLS,
         )
         refused = self.router.admit(ask, self.now)
         self._look()
@@ -314,10 +319,21 @@ class Fleet:
             )
             site.engine.add(request, self.now)
             self._launch(site)
+        for ask, address in self.router.recall(self.now):
+            self._recall(self._records[ask.id], self._sites[address])
         turn_s = self.router.next_turn()
         if turn_s is not None and not self.now < self._turn_s <= turn_s:
             self._turn_s = max(turn_s, self.now + LEAST_S)
             self._at(self._turn_s, self._look)
+
+    def _recall(self, record: Record, site: _Site) -> None:
+        """A request is aborted, and asked for again."""
+        site.engine.abort(str(record.number))
+        self.router.finish(record.number, self.now, whole=False)
+        record.stays += ((record.sent_s or 0.0, self.now),)
+        record.address, record.first_s = "", None
+        record.recalls += 1
+        self._at(self.now + AGAIN_S, partial(self._ask, record))
 
     def _launch(self, site: _Site) -> None:
         epoch = site.epoch

@@ -5,6 +5,7 @@ never runs dry. Figures are ratios to two references of the same seed and length
 (`alone`), interactive without batch; and batch alone, the same fleet without interactive.
 """
 
+import gc
 import math
 import time
 from collections.abc import Sequence
@@ -190,7 +191,12 @@ def summarise(run: Run) -> Raw:
 def run_point(point: Point) -> Raw:
     """Run it."""
     began_s = time.process_time()
-    raw = summarise(Fleet(point.setting(), arm(point.arm), point.seed).run())
+    # Nothing here is garbage before the run's end; looking for it takes a tenth of the time.
+    gc.disable()
+    try:
+        raw = summarise(Fleet(point.setting(), arm(point.arm), point.seed).run())
+    finally:
+        gc.enable()
     return replace(raw, cpu_s=round(time.process_time() - began_s, 2))
 
 

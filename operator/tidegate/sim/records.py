@@ -40,6 +40,7 @@ class Record:
     address: str = ""
     state: State = State.OPEN
     retries: int = 0
+    recalls: int = 0
     computed_before: int = 0
     computed: int = 0
     stays: tuple[tuple[float, float], ...] = ()

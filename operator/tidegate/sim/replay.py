@@ -19,6 +19,7 @@ from tidegate.adapters.decisions import (
     ExpireCall,
     FinishCall,
     MeasuredCall,
+    RecallCall,
     ReportCall,
     SetWorldCall,
     decode,
@@ -60,7 +61,7 @@ class Replayed:
     """What came of a log.
 
     `calls` were replayed, and the answer of each compared. `decisions` counts what the live queue
-    decided in them: requests admitted, refused, dispatched, expired, ended. A round in which nobody
+    decided in them: requests admitted, refused, dispatched, expired, recalled, ended. A round in which nobody
     went is compared as well, but not counted. `cut` is the number of an unfinished last line.
     """
 
@@ -94,7 +95,7 @@ def replay(lines: Iterable[bytes]) -> Replayed:
     """
     reading = _Reading(lines)
     flow = Flow(reading.policy)
-    decisions: Counter[str] = Counter(admitted=0, refused=0, dispatched=0, expired=0, ended=0)
+    decisions: Counter[str] = Counter(admitted=0, refused=0, dispatched=0, expired=0, recalled=0, ended=0)
     calls = different = 0
     kept: list[Difference] = []
     for line, call in reading:
@@ -168,6 +169,8 @@ def _tell(flow: Flow, call: Call) -> Answer:
             flow.measured(call.request, call.prompt_tokens, call.output_tokens)
         case ExpireCall():
             return tuple(flow.expire(call.now))
+        case RecallCall():
+            return tuple(flow.recall(call.now))
     return None
 
 
@@ -180,6 +183,8 @@ def _decided(call: Call) -> dict[str, int]:
             return {"dispatched": len(sent)}
         case ExpireCall(answer=gone):
             return {"expired": len(gone)}
+        case RecallCall(answer=taken):
+            return {"recalled": len(taken)}
         case FinishCall(answer=ended) if ended is not None:
             return {"ended": 1}
     return {}

@@ -37,6 +37,10 @@ class Router(Protocol):
         """Refuse what has waited too long."""
         ...
 
+    def recall(self, now: float) -> list[tuple[Ask, str]]:
+        """Requests to abort, and where they run; they come again."""
+        ...
+
     def finish(self, request: int, now: float, *, whole: bool = True) -> Ended | None:
         """A request is over."""
         ...
@@ -76,6 +80,10 @@ class SiteEngine(Schedules[Any], Protocol):
 
     def add(self, request: Request, now: float) -> None:
         """Queue a request."""
+        ...
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request; False when it is not known."""
         ...
 
     def progress(self) -> Iterator[tuple[str, int]]:

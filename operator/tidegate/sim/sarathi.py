@@ -119,6 +119,20 @@ class Sarathi:
         self._prompt_tokens += job.prompt
         self._push(job)
 
+    def abort(self, request_id: str) -> bool:
+        """Drop a request; False when it is not known (any more)."""
+        job = self._jobs.pop(request_id, None)
+        if job is None:
+            return False
+        job.done = True
+        if job.remaining:
+            self._prompt_tokens -= job.remaining
+            self._prompts = [entry for entry in self._prompts if entry[1] is not job]
+            heapq.heapify(self._prompts)
+        self._decoding = [one for one in self._decoding if one is not job]
+        self.counters.aborted += 1
+        return True
+
     def schedule(self, now: float) -> StepPlan:
         """Plan the step that starts at `now`, seconds, and count it as launched; empty when idle."""
         plan = StepPlan()
@@ -144,7 +158,7 @@ class Sarathi:
         events = []
         ended = False
         for job, _, samples in plan.work:
-            if not samples:
+            if not samples or job.done:
                 continue
             nth = job.generated
             job.generated = nth + 1

@@ -43,6 +43,11 @@ class FleetSarathi(Sarathi):
             promise = Promise("own", max(1e-9, request.due_s), token_s=request.pace_s or PATIENT_S)
         super().add(request, now, promise)
 
+    def abort(self, request_id: str) -> bool:
+        """Drop a request, and what KV it holds; False when it is not known."""
+        self._held -= self._holders.pop(request_id, 0)
+        return super().abort(request_id)
+
     def complete(self, plan: StepPlan) -> list[TokenEvent]:
         """Take a launched step's results: first and last tokens."""
         events = [e for e in super().complete(plan) if e.nth == 0 or e.finished]

@@ -59,6 +59,10 @@ class Counted:
             self._wait(ask, -1)
         return gone
 
+    def recall(self, now: float) -> list[tuple[Ask, str]]:
+        """Requests to abort."""
+        return self._router.recall(now)
+
     def finish(self, request: int, now: float, *, whole: bool = True) -> Ended | None:
         """A request is over."""
         if (lane := self._running.pop(request, None)) is not None:

@@ -172,6 +172,10 @@ class Central(ABC):
         self.on_report(site)
         self._changed = True
 
+    def recall(self, now: float) -> list[tuple[Ask, str]]:  # noqa: ARG002
+        """These arms abort nothing."""
+        return []
+
     def next_turn(self) -> float | None:
         """These arms wait for nothing but what happens."""
         return None
