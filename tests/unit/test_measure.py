@@ -22,6 +22,8 @@ from tidegate.render.measure import REQUEST_HEADER
         ({"end": "12:345:9"}, {}, (12, 345, Source.USAGE)),
         ({"end": f"1:{MOST_TOKENS + 1}:9"}, {}, (None, 9, Source.EVENTS)),
         ({"end": "1:-5:9"}, {}, (None, 9, Source.EVENTS)),
+        ({"end": "1:5001:9"}, {"size": 1000}, (None, 9, Source.EVENTS)),  # more than its bytes can say
+        ({"end": "1:5000:9"}, {"size": 1000}, (1, 5000, Source.USAGE)),
         ({"end": "1:٣:"}, {}, (None, None, Source.ESTIMATE)),  # a digit, but none of ours
         ({"end": "1:" + "9" * 60}, {}, (None, None, Source.ESTIMATE)),
         ({"end": "x" * 5000}, {}, (None, None, Source.ESTIMATE)),

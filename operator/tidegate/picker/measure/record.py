@@ -20,6 +20,9 @@ from tidegate.render.measure import (
 
 MOST_TOKENS: Final = 10_000_000
 """More than any context holds: who claims more is not believed."""
+_SOME_TOKENS: Final = 1000
+_PER_BYTE: Final = 4
+"""An answer of so many bytes has no more output tokens, hidden ones included."""
 _MOST_TEXT: Final = 64
 _LONGEST_S: Final = 7 * 86400.0
 
@@ -144,7 +147,7 @@ def _tokens(noted: dict[str, str], size: int, end: End) -> tuple[int | None, int
     prompt, _, more = noted.get(KEY_END, "").partition(":")
     output, _, counted = more.partition(":")
     made = _number(output, MOST_TOKENS)
-    if made is not None:
+    if made is not None and made <= _SOME_TOKENS + _PER_BYTE * size:
         return _number(prompt, MOST_TOKENS), made, Source.USAGE
     events = _number(counted, MOST_TOKENS)
     if events is None and KEY_SEEN in noted:
