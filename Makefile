@@ -37,7 +37,7 @@ demo: setup ## The main job, end to end, on this machine (ARGS="--keep" leaves i
 	@$(BIN)/tidegate demo $(ARGS)
 
 .PHONY: test
-test: lint verify test-unit test-property test-integration test-e2e ## Everything, the fast ones first
+test: lint verify test-unit test-property test-conformance test-integration test-e2e ## Everything, the fast ones first
 
 .PHONY: test-unit
 test-unit: setup ## Tables, no I/O
@@ -46,6 +46,10 @@ test-unit: setup ## Tables, no I/O
 .PHONY: test-property
 test-property: setup ## Invariants, by hypothesis
 	@$(PYTEST) -q tests/property $(ARGS)
+
+.PHONY: test-conformance
+test-conformance: setup ## The Endpoint Picker suite, against our picker and against broken ones
+	@$(PYTEST) -q tests/conformance $(ARGS)
 
 .PHONY: test-integration
 test-integration: binaries ## Each part against a real API server, scheduler, Envoy
@@ -79,13 +83,13 @@ bench-smoke: binaries ## Every benchmark, short: that it runs, not how fast
 	@$(BIN)/python tests/perf/run.py --quick $(ARGS)
 
 .PHONY: bench-sim bench-sim-full bench-sim-quick
-bench-sim: setup ## The headline in virtual time: ours, its ablations, the best static packing (resumable)
-	@$(BIN)/python tests/perf/bench_sim.py $(ARGS)
+bench-sim: setup ## All that is measured in virtual time, by a stated grid: 90 minutes at most (resumable)
+	@$(BIN)/python tests/perf/sim_all.py $(ARGS)
 
 bench-sim-full: setup ## Every arm at every load, as long as it takes (resumable)
-	@$(BIN)/python tests/perf/bench_sim.py --full $(ARGS)
+	@$(BIN)/python tests/perf/sim_all.py --full $(ARGS)
 
-bench-sim-quick: setup ## Two minutes of it: that it runs
+bench-sim-quick: setup ## What must hold of every arm, two minutes
 	@$(BIN)/python tests/perf/bench_sim.py --quick $(ARGS)
 
 .PHONY: lock

@@ -317,10 +317,10 @@ async def test_a_lane_taken_out_of_the_spec_goes(stage: Stage, kube: Kube) -> No
 
 async def test_what_is_not_enforced_is_said(stage: Stage) -> None:
     await stage.standard()
-    await stage.model(exposure={"parentRefs": [{"name": "gateway"}]})
+    await stage.model(profileRef={"name": "fitted"})
 
     async def told() -> bool:
         found = await stage.condition(k.MODEL_DEPLOYMENT, "llama", "NotEnforced")
-        return "spec.exposure" in found["message"]
+        return "spec.profileRef" in found["message"]
 
     await eventually(told)

@@ -341,6 +341,24 @@ REFUSED = {
         "spec.rollout",
         "spec.rollout.maxSurge and spec.rollout.maxUnavailable must not both be 0: nothing could be replaced",
     ),
+    "host names without a gateway": (
+        kinds.MODEL_DEPLOYMENT,
+        mdep(exposure={"hostnames": ["m.example.com"]}),
+        "spec.exposure",
+        "spec.exposure.hostnames may only be set with spec.exposure.parentRefs: they are the route's",
+    ),
+    "a host name with a port": (
+        kinds.MODEL_DEPLOYMENT,
+        mdep(exposure={"parentRefs": [{"name": "g"}], "hostnames": ["m.example.com:80"]}),
+        "spec.exposure.hostnames[0]",
+        "must be a host name in lower case and without a port, such as llama.example.com or *.example.com",
+    ),
+    "no port": (
+        kinds.MODEL_DEPLOYMENT,
+        mdep(exposure={"endpointPicker": {"port": 0}}),
+        "spec.exposure.endpointPicker.port",
+        "should be greater than or equal to 1",
+    ),
     "no part of a rollout": (
         kinds.MODEL_DEPLOYMENT,
         mdep(rollout={"maxSurge": "half"}),

@@ -11,6 +11,14 @@ from tidegate.api.crd import definitions
 from tidegate.api.qosclass import QoSClass
 
 ACCEPTED = {
+    "exposed by host names": (
+        kinds.MODEL_DEPLOYMENT,
+        mdep(exposure={"parentRefs": [{"name": "g"}], "hostnames": ["m.example.com", "*.m.example.com"]}),
+    ),
+    "exposed by a pool alone": (
+        kinds.MODEL_DEPLOYMENT,
+        mdep(exposure={"endpointPicker": {"service": "picker", "failureMode": "FailOpen"}}),
+    ),
     "bare class": (kinds.QOS_CLASS, qos(priority=0)),
     "top priority": (kinds.QOS_CLASS, qos(priority=1_000_000_000)),
     "tenants by header": (

@@ -344,6 +344,25 @@ async def test_metrics_count_what_was_served(client):
     assert after[f"tidegate_emulator_lag_seconds_count{{{LABELS}}}"] > 0
 
 
+async def test_a_prompt_is_found_in_the_prefix_cache(tmp_path):
+    """Two of a system prompt and one of token ids; full blocks only, and never the last token."""
+    port = free_port()
+    args = ["--model", "llama", "--port", str(port), "--enable-prefix-caching"]
+    with EngineProcess("vllm", args, tmp_path / "log", {"TIDEGATE_EMULATOR_SPEED": "20"}) as engine:
+        engine.wait_for(f"http://127.0.0.1:{port}/health")
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=LIMIT_S) as client:
+            system = "You answer in few words, and say so where you do not know. " * 4
+            for prompt in (system + "Who?", system + "When was that?", list(range(33)), list(range(33))):
+                answer = await client.post("/v1/completions", json=completion(1, prompt=prompt))
+                assert answer.status_code == 200
+            found = await metrics(client)
+    tokens = count_tokens(system + "Who?") + count_tokens(system + "When was that?") + 33 + 33
+    assert found[f"vllm:prefix_cache_queries_total{{{LABELS}}}"] == tokens
+    assert found[f"vllm:prefix_cache_hits_total{{{LABELS}}}"] == len(system) // 64 * 16 + 32
+    (cache,) = [name for name in found if name.startswith("vllm:cache_config_info")]
+    assert 'enable_prefix_caching="True"' in cache
+
+
 async def test_answers_end_in_the_order_of_the_pure_model(client):
     """Twelve prompts in one request, two slots, lengths drawn from the prompts."""
     prompts = [f"question {i} " * (i % 4 + 1) for i in range(12)]

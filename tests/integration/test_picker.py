@@ -3,6 +3,7 @@
 import asyncio
 import json
 import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -631,6 +632,31 @@ async def test_a_trusted_gateway_s_header_needs_no_token(
     finally:
         envoy.stop()
         own.stop()
+
+
+async def test_it_conforms_to_the_endpoint_picker_protocol(make_model: MakeModel) -> None:
+    """The process as it ships, asked by the suite as a gateway of somebody else's would, token and all."""
+    model = await make_model(lanes=[HIGH, LOW], slots=100)
+    ext_proc, health, *_ = model.picker.ports
+
+    async def conformance(*arguments: str) -> dict[str, str]:
+        command = [sys.executable, "-m", "tidegate", "conformance", "epp", f"127.0.0.1:{ext_proc}"]
+        command += ["--model", model.name, "--health", f"127.0.0.1:{health}", "-o", "json"]
+        command += ["--header", f"authorization: {model.both.headers['Authorization']}", *arguments]
+        for engine in model.engines:
+            command += ["--endpoint", f"127.0.0.1:{engine.port}"]
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+        assert process.returncode == 0, out.decode()
+        return {rule["id"]: rule["verdict"] for rule in json.loads(out)["rules"]}
+
+    verdicts = await conformance("--skip", "refusal")
+    assert {name for name, verdict in verdicts.items() if verdict != "kept"} == {"body.binary"}
+    assert len(verdicts) > 40
+    # Of the class whose queue is short.
+    arguments = ["--rule", "refusal", "--overload", "300", "--header", f"x-tidegate-qos: {LOW}"]
+    assert set((await conformance(*arguments)).values()) == {"kept"}
+    await model.settled()
 
 
 async def test_what_is_measured_is_shown(make_model: MakeModel) -> None:

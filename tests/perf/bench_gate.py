@@ -1,19 +1,22 @@
 """The gate: the simulator beside QoServe's published tables, one replica, five seeds.
 
 No figure of the simulator is claimed unless these are within 10% of what was published.
-`--quick` runs each part short: that it works, no claim.
+Runs are kept in out/bench/sim-kept.jsonl. `--quick` runs each part short: that it works, no claim.
 """
 
 import argparse
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from report import Row, record, row
+from kept import Kept
+from report import FOLDER, Row, record, row
 
 from tidegate.core.steptime import LLAMA3_8B_A100
 from tidegate.sim.arms import Arm, gate_arms
@@ -50,10 +53,21 @@ START = {
 """Where the search for a goodput begins; where it ends does not depend on it."""
 
 
-class Bench:
-    """Runs points, and tells of each."""
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An arm on a workload."""
 
-    def __init__(self, seeds: Sequence[int], requests: int) -> None:
+    arm: str
+    phases: tuple[Phase, ...]
+    seed: int
+    promises: tuple[Promise, ...]
+
+
+class Bench:
+    """Runs points, tells of each, and keeps what it came to."""
+
+    def __init__(self, seeds: Sequence[int], requests: int, kept: Kept) -> None:
+        self.kept = kept
         self.seeds = seeds
         self.requests = requests
         self.began = time.monotonic()
@@ -61,9 +75,13 @@ class Bench:
     def point(
         self, arm: Arm, phases: list[Phase], seed: int, promises: Sequence[Promise], what: str
     ) -> Missed:
-        """One run of an arm on the workload."""
+        """One run of an arm on the workload; one that is kept is not made again."""
+        point = Run(arm.name, tuple(phases), seed, tuple(promises))
+        if (plain := self.kept.get(point)) is not None:
+            return Missed(**plain)
         began = time.process_time()
         result = missed(arm, workload(phases, LENGTHS, seed, promises))
+        self.kept.put(point, result)
         shares = " ".join(f"{name} {share:.2%}" for name, share in result.by_class.items())
         print(
             f"[{time.monotonic() - self.began:4.0f} s] {arm.name}, {what}, seed {seed}: missed {shares}"
@@ -123,17 +141,19 @@ def main() -> None:
     if args.requests < 1 or args.seeds < 1:
         parser.error("--requests and --seeds must be at least 1")
     if args.quick:
-        record("gate", quick())
+        with tempfile.TemporaryDirectory() as folder:
+            record("gate", quick(Kept(Path(folder) / "kept.jsonl", "tidegate.sim.gate")))
         return
-    bench = Bench(range(1, args.seeds + 1), args.requests)
+    kept = Kept(FOLDER / "sim-kept.jsonl", "tidegate.sim.gate")
+    bench = Bench(range(1, args.seeds + 1), args.requests, kept)
     # Thirty-minute deadlines absorb the backlog of a shorter run: it would pass at every rate.
     claims = args.requests >= 36_000 and args.seeds >= 5
     record("gate", [*goodputs(bench, claims=claims), *waves(bench, claims=claims)])
 
 
-def quick() -> list[Row]:
+def quick(kept: Kept) -> list[Row]:
     """Every arm at one rate and on half an hour of the wave."""
-    bench = Bench([1], 3_000)
+    bench = Bench([1], 3_000, kept)
     rows = []
     for arm in ARMS.values():
         rate = START[arm.name]

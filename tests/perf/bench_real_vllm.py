@@ -144,24 +144,31 @@ def main() -> None:
         if engine.python:
             model = str(Path(folder) / "model")
             subprocess.run([engine.python, str(HERE / "tiny_llama.py"), model], check=True)
-        rows = scheduled(engine, Path(folder) / "model", 1 if options.quick else 20)
+        rounds = 1 if options.quick else 20
+        rows = [
+            r for c in (False, True) for r in scheduled(engine, Path(folder) / "model", rounds, caching=c)
+        ]
         rows += [r for policy in Policy for r in asyncio.run(compare(engine, policy, seeds, Path(folder)))]
     record("real_vllm", rows)
 
 
-def scheduled(engine: Engine, model: Path, rounds: int) -> list[Row]:
+def scheduled(engine: Engine, model: Path, rounds: int, *, caching: bool) -> list[Row]:
     """The model's schedules of random requests, held against those of vLLM's own scheduler."""
-    asked = list(schedules.cases(rounds, seed=1))
+    asked = list(schedules.cases(rounds, seed=1, caching=caching))
+    what = "with a prefix cache" if caching else "schedules"
     ours = [schedules.by_model(case) for case in asked]
     steps = sum(len(turn["launched"]) for turns, _ in ours for turn in turns)
     rows = [
-        row("schedules: steps", [float(steps)], "steps"),
-        row("schedules: preemptions", [float(sum(preemptions for _, preemptions in ours))], "in all"),
+        row(f"{what}: steps", [float(steps)], "steps"),
+        row(f"{what}: preemptions", [float(sum(counters.preemptions for _, counters in ours))], "in all"),
     ]
+    if caching:
+        hits, queries = (sum(getattr(c, f"cache_{n}") for _, c in ours) for n in ("hits", "queries"))
+        rows.append(row(f"{what}: found of prompt tokens", [hits / queries], ""))
     if engine.python:
         theirs = schedules.by_vllm(engine.python, model, asked)
         differ = sum(turns != other for (turns, _), other in zip(ours, theirs, strict=True))
-        rows.append(row(f"schedules: of {len(asked)} differ", [float(differ)], "schedules", at_most=0))
+        rows.append(row(f"{what}: of {len(asked)} differ", [float(differ)], "schedules", at_most=0))
     return rows
 
 

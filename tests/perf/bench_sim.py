@@ -4,79 +4,29 @@ Ten replicas (Llama-3-8B on A100), chat at four loads beside a backlog of summar
 `tidegate.sim.fleet_arms`. Runs are kept in out/bench/sim-points.jsonl and not made again while the code
 that they depend on is the same: stop it and start it again as you like.
 
-  --quick   two minutes: every arm, short, one load; that it runs and no arm exceeds bound B
-  (none)    every arm at load 1; ours, its ablations, and the best static packing at all loads
+  --quick   every arm that there is, short and watched: what must hold of each does; claims nothing
+  (none)    ours and the two best others at all loads, five seeds; static packings searched with two, the best
+            with five; tiers and ablations at all loads with two; every other arm at load 1 with two
   --full    every arm at every load with all seeds
 """
 
 import argparse
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from report import FOLDER, Row, record, row
+from simgrid import ABLATIONS, ATTAINMENT, RATIO, REQUESTS, SEEDS, Grid, best_packing, cost_s
+from simquick import quick
 
-from tidegate.sim.fleet_arms.production import IDEAS
-from tidegate.sim.headline import CONFIG, Figures, Point, bound_per_s, compare, mean_computed
-from tidegate.sim.points import run_points
-from tidegate.sim.workload import summary_lengths
+from tidegate.sim.headline import Figures, compare
+from tidegate.sim.invariants import above_bound
+from tidegate.sim.points import pending, run_points
 
-LOADS = (0.25, 0.5, 1.0, 2.0)
-PACKINGS = {
-    0.25: ("1", "2", "3", "1-cap-1", "2-cap-1", "3-cap-1", "3-cap-2"),
-    0.5: ("2", "3", "4", "2-cap-1", "3-cap-1", "3-cap-2"),
-    1.0: ("3", "4", "5", "3-cap-1", "4-cap-1", "5-cap-2"),
-    2.0: ("5", "6", "7", "8", "5-cap-1", "6-cap-1", "7-cap-2"),
-}
-"""Static packings worth trying at each load: fewer miss the objectives, more harvest less."""
-OTHERS = (
-    *("fifo", "priority", "shed", "probabilistic", "soft-reflective", "aimd"),
-    *("holdback-10", "holdback-20", "holdback-30", "release-60", "release-50", "cap-4", "cap-16"),
-    *("edf-256", "edf-2048", "edf-dynamic", "edf-clairvoyant", "qoserve", "ours-cooperating"),
-)
-TIERS = {
-    0.25: ("cooperating-2-8-0-0", "cooperating-2-4-1-8", "tiers-2-0-1-2"),
-    0.5: ("cooperating-2-16-1-16", "tiers-2-0-1-2"),
-    1.0: ("cooperating-2-16-2-16", "tiers-2-0-3-2"),
-    2.0: ("cooperating-3-6-4-6", "tiers-3-0-4-2"),
-}
-"""People in two tiers, with engines that cooperate and without; found by hand."""
-ABLATIONS = tuple(f"ours-without-{idea}" for idea in IDEAS)
 COLOURS = {"ours": "#0072B2", "packing": "#D55E00", "cooperating": "#009E73", "tiers": "#CC79A7"}
-RATIO, ATTAINMENT = 1.10, 0.99
-"""p99 TTFT by what it is alone, and the share that meets its objectives, within which harvest counts."""
-WARM_UP_S, REQUESTS = 500.0, 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """Which points are run."""
-
-    seeds: tuple[int, ...]
-    requests: int
-    warm_up_s: float
-    loads: tuple[float, ...]
-    full: bool
-
-    def point(self, arm: str, load: float, seed: int) -> Point:
-        """So long that enough requests are judged; the last 51 s are not (`records.deadline_s`)."""
-        seconds = self.warm_up_s + self.requests / (10 * load) + 51
-        return Point(arm, load, seed, seconds=seconds, warm_up_s=self.warm_up_s)
-
-    def points(self) -> list[Point]:
-        """All of them, the most wanted first."""
-        wanted: list[tuple[str, float, tuple[int, ...]]] = []
-        for load in self.loads:
-            arms = ("ours", *(f"packing-{k}" for k in PACKINGS[load]))
-            wanted += [(arm, load, self.seeds) for arm in arms]
-            wanted += [(arm, load, self.seeds) for arm in TIERS[load]]
-        wanted += [(arm, load, self.seeds) for arm in ABLATIONS for load in self.loads]
-        for load in self.loads if self.full else (1.0,):
-            wanted += [(arm, load, self.seeds if self.full else self.seeds[:2]) for arm in OTHERS]
-        return [self.point(arm, load, seed) for arm, load, seeds in wanted for seed in seeds]
+POINTS = FOLDER / "sim-points.jsonl"
 
 
 def main() -> None:
@@ -84,29 +34,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="short runs, no claims")
     parser.add_argument("--full", action="store_true", help="every arm at every load")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds a figure (default 5)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds a figure (default 5)")
     parser.add_argument("--requests", type=int, default=REQUESTS, help="interactive requests a run")
     args = parser.parse_args()
     if args.seeds < 1 or args.requests < 1:
         parser.error("--seeds and --requests must be at least 1")
     if args.quick:
-        grid = Grid((1,), 600, 60.0, (1.0,), full=True)
-    else:
-        grid = Grid(tuple(range(1, args.seeds + 1)), args.requests, WARM_UP_S, LOADS, full=args.full)
-    found = run_points(grid.points(), FOLDER / "sim-points.jsonl", print)
-    figures = [compare(point, found) for point in grid.points()]
-    above = [f for f in figures if f.raw.batch_per_s > bound_per_s(f.point.load) + stored_per_s(f.point)]
+        record("sim", quick())
+        return
+    grid = Grid(tuple(range(1, args.seeds + 1)), args.requests, full=args.full)
+    figures = run_grid(grid)
+    claims = args.seeds >= SEEDS and args.requests >= REQUESTS
+    record("sim", rows(figures, grid.loads, claims=claims))
+    plot(figures, FOLDER / "frontier.png")
+
+
+def run_grid(grid: Grid) -> list[Figures]:
+    """Everything that is in it.
+
+    Raises:
+        SystemExit: an arm harvests more than can be.
+    """
+    points = grid.first()
+    todo = pending(points, POINTS)
+    print(
+        f"{len(points)} points; {len(todo)} runs are to be made, about {cost_s(todo):.0f} s CPU", flush=True
+    )
+    found = run_points(points, POINTS, print)
+    figures = [compare(point, found) for point in points]
+    more = [point for point in grid.second(figures) if point not in set(points)]
+    if more:
+        print(f"the best static packings: {len(more)} more, about {cost_s(pending(more, POINTS)):.0f} s CPU")
+        found = run_points(more, POINTS, print)
+        figures += [compare(point, found) for point in more]
+    above = [wrong for f in figures if (wrong := above_bound(f.point, f.raw))]
     if above:
         raise SystemExit(f"above bound B, so the instrument is wrong: {above}")
-    claims = not args.quick and args.seeds >= 5 and args.requests >= REQUESTS
-    record("sim", rows(figures, grid.loads, claims=claims))
-    if not args.quick:
-        plot(figures, FOLDER / "frontier.png")
-
-
-def stored_per_s(point: Point) -> float:
-    """What a run may be above bound B, which is of long ones: its caches may be fuller at the end."""
-    return CONFIG.kv_tokens / mean_computed(summary_lengths()) / (point.seconds - point.warm_up_s)
+    return figures
 
 
 def rows(figures: list[Figures], loads: tuple[float, ...], *, claims: bool) -> list[Row]:
@@ -117,8 +81,9 @@ def rows(figures: list[Figures], loads: tuple[float, ...], *, claims: bool) -> l
         for each in figures:
             if each.point.load == load:
                 by_arm.setdefault(each.point.arm, []).append(each)
-        packing = best_packing(by_arm)
-        target = None if packing is None else packing + (1 - packing) / 3
+        best = best_packing((f for runs in by_arm.values() for f in runs), capped=True)
+        h = median(f.h for f in by_arm[best]) if best else None
+        target = None if h is None else h + (1 - h) / 3
         for arm, runs in sorted(by_arm.items()):
             bounds = ({"at_least": target}, {"at_most": RATIO}, {"at_least": ATTAINMENT})
             figures_of = (
@@ -130,18 +95,6 @@ def rows(figures: list[Figures], loads: tuple[float, ...], *, claims: bool) -> l
                 held = bound if arm == "ours" else {}
                 result.append(row(f"load {load:g}, {arm}: {what}", samples, unit, claims=claims, **held))
     return result
-
-
-def best_packing(by_arm: dict[str, list[Figures]]) -> float | None:
-    """The most that a static packing harvests within ratio and attainment; None where none is."""
-    within = [
-        median(f.h for f in runs)
-        for arm, runs in by_arm.items()
-        if arm.startswith("packing-")
-        and median(f.ttft_ratio for f in runs) <= RATIO
-        and median(f.raw.attainment for f in runs) >= ATTAINMENT
-    ]
-    return max(within, default=None)
 
 
 def plot(figures: list[Figures], path: Path) -> None:

@@ -1,22 +1,20 @@
 """Whose promises are kept when more is asked than there is: a flooding tenant, overload, a burst.
 
 Ten simulated replicas (Llama-3-8B on A100), production's queue in virtual time, beside arrival order and
-the engines' own priorities; see `tidegate.sim.contention`. `--quick` is short and claims nothing.
+the engines' own priorities; see `tidegate.sim.contention`. Runs are kept in out/bench/sim-kept.jsonl.
+`--quick` is short and claims nothing.
 """
 
 import argparse
-import os
 import sys
-import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+import tempfile
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from report import Row, record, row
+from kept import Kept, run_kept
+from report import FOLDER, Row, record, row
 
 from tidegate.sim.contention import CASES, Case, Found, run
 
@@ -44,25 +42,18 @@ def main() -> None:
         for seed in seeds
         for arm, alone in (("ours", True), *((arm, False) for arm in ARMS))
     ]
-    found = run_all(cases)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kept.jsonl" if args.quick else FOLDER / "sim-kept.jsonl"
+        kept = Kept(path, "tidegate.sim.contention")
+        found = run_kept(cases, run, Found, kept, told)
     record("sim_promises", rows(found, claims=not args.quick and args.seeds >= 5))
 
 
-def run_all(cases: Sequence[Case]) -> Runs:
-    """Run them on all cores, telling of each."""
-    began_s, found = time.monotonic(), {}
-    # Spawned, not forked: a fork of a process with threads may hang.
-    workers = len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for case, result in zip(cases, pool.map(run, cases), strict=True):
-            found[case] = result
-            missed = " ".join(f"{name} {share:.2%}" for name, share in result.missed.items())
-            what = f"{case.name}, {case.arm}{' alone' if case.alone else ''}, seed {case.seed}"
-            told = f"p99 TTFT {result.ttft_p99_s:.3f} s, missed {missed}"
-            print(
-                f"[{time.monotonic() - began_s:4.0f} s] {what}: {told} ({result.cpu_s:.1f} s CPU)", flush=True
-            )
-    return found
+def told(case: Case, found: Found) -> str:
+    """A line of progress."""
+    missed = " ".join(f"{name} {share:.2%}" for name, share in found.missed.items())
+    what = f"{case.name}, {case.arm}{' alone' if case.alone else ''}, seed {case.seed}"
+    return f"{what}: p99 TTFT {found.ttft_p99_s:.3f} s, missed {missed} ({found.cpu_s:.1f} s CPU)"
 
 
 def rows(found: Runs, *, claims: bool) -> list[Row]:

@@ -11,13 +11,14 @@ hour: its ten-minute bins last 25 s, while pods still take 40 to 100 s to start,
 
 import argparse
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+import tempfile
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from report import Row, record, row
+from kept import Kept, run_kept
+from report import FOLDER, Row, record, row
 
 from tidegate.sim.saving import REAL_DAY_S, Day, Saving, saving
 
@@ -45,7 +46,10 @@ def main() -> None:
             for seed in range(1, args.seeds + 1)
             for category in CATEGORIES
         ]
-    found = run(days, args.workers)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kept.jsonl" if args.quick else FOLDER / "sim-kept.jsonl"
+        kept = Kept(path, "tidegate.sim.saving")
+        found = run_kept(days, partial(saving, tell=say), Saving, kept, told, args.workers)
     print(
         f"a day of {days[0].seconds:g} s ({REAL_DAY_S / days[0].seconds:g} times as fast), at most"
         f" {days[0].peak_per_s:g} chats/s; silos: arms alone and packing-0; shared: ours, planned; engines:"
@@ -54,12 +58,9 @@ def main() -> None:
     record("sim_saving", rows(found, claims=not args.quick))
 
 
-def run(days: list[Day], workers: int) -> dict[Day, Saving]:
-    """Every day, one process each; spawned, so that nothing is shared."""
-    with ProcessPoolExecutor(min(workers, len(days)), mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(saving, day, say): day for day in days}
-        found = {futures[future]: future.result() for future in as_completed(futures)}
-    return {day: found[day] for day in days}
+def told(day: Day, found: Saving) -> str:
+    """A line of progress."""
+    return f"{day.category}, seed {day.seed}: {found.people} + {found.batch} in silos, {found.shared} shared"
 
 
 def say(line: str) -> None:

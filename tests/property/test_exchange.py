@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,12 +19,19 @@ from support.ext_proc import (
     response_trailers,
     streamed,
 )
-from tidegate.core.flow import Endpoint, Flow, Model
+from tidegate.core.flow import Endpoint, Flow, Model, Policy
 from tidegate.core.load import EngineReport
 from tidegate.core.types import QoSClass
 from tidegate.facts.endpoints import ServedModel, World
 from tidegate.picker.desk import Desk
-from tidegate.picker.exchange import Exchange, Phase, ProtocolError
+from tidegate.picker.exchange import (
+    SERVED_KEY,
+    SUBSET_KEY,
+    SUBSET_NAMESPACE,
+    Exchange,
+    Phase,
+    ProtocolError,
+)
 from tidegate.picker.identity import Identity
 from tidegate.picker.service import Service, Settings
 
@@ -43,20 +51,46 @@ class Visit:
     cancelled: bool
     """The stream is cancelled, and not just at its end."""
     bad: bool
+    buffered: bool
+    hint: tuple[str, ...] | None
 
     def messages(self) -> list[pb.ProcessingRequest]:
         body = b"no JSON" if self.bad else BODY
         edges = sorted({0, len(body), *(c % len(body) for c in self.cuts)})
         chunks = [body[a:b] for a, b in itertools.pairwise(edges)]
-        whole = [
-            request_headers(x_tidegate_qos=self.qos_class),
-            *request_body(chunks, trailers=self.trailers),
-        ]
+        first = request_headers(x_tidegate_qos=self.qos_class)
+        if self.buffered:
+            chunks = [body]
+            first.protocol_config.request_body_mode = ProcessingMode.BUFFERED
+        if self.hint is not None:
+            first.metadata_context.filter_metadata[SUBSET_NAMESPACE].update({SUBSET_KEY: list(self.hint)})
+        whole = [first, *request_body(chunks, trailers=self.trailers)]
         return [*whole, *self.after][: self.ends_after]
 
 
+def served(address: str) -> pb.ProcessingRequest:
+    message = response_headers(200)
+    message.metadata_context.filter_metadata["envoy.lb"].update({SERVED_KEY: address})
+    return message
+
+
+def response_body(*, end: bool = False) -> pb.ProcessingRequest:
+    return pb.ProcessingRequest(response_body=pb.HttpBody(body=b"token", end_of_stream=end))
+
+
 AFTER = st.lists(
-    st.sampled_from([response_headers(200), response_headers(503, end=True), response_trailers()]), max_size=3
+    st.sampled_from(
+        [
+            response_headers(200),
+            response_headers(503, end=True),
+            served("b:1"),
+            served("elsewhere:1"),
+            response_body(),
+            response_body(end=True),
+            response_trailers(),
+        ]
+    ),
+    max_size=4,
 ).map(tuple)
 VISITS = st.builds(
     Visit,
@@ -67,18 +101,21 @@ VISITS = st.builds(
     ends_after=st.integers(0, 10),
     cancelled=st.booleans(),
     bad=st.booleans(),
+    buffered=st.booleans(),
+    hint=st.none() | st.lists(st.sampled_from(["a:1", "b:1", "elsewhere:1"]), max_size=2).map(tuple),
 )
 
 
 def desk_with(slots: int) -> Desk:
-    """One model with two classes and one endpoint; time stands still."""
-    desk = Desk(Flow(), clock=lambda: 0.0)
+    """One model with two classes and two endpoints; time stands still."""
+    desk = Desk(Flow(Policy(fallbacks=1)), clock=lambda: 0.0)
     classes = {"high": QoSClass("high", 9), "low": QoSClass("low", 1, queue_max_requests=3)}
     model = ServedModel(KEY, ("m",), ("high", "low"), "OpenAI", "vLLM")
-    endpoint = Endpoint("a:1", KEY, "low", slots)
+    endpoints = tuple(Endpoint(address, KEY, "low", slots) for address in ("a:1", "b:1"))
     flow_model = Model(KEY, model.classes, startable=False)
-    desk.set_world(World(classes, {KEY: model}, {"m": KEY}, (endpoint,), {KEY: flow_model}))
-    desk.report("a:1", EngineReport(0.0, 0, 0), (0, 0))
+    desk.set_world(World(classes, {KEY: model}, {"m": KEY}, endpoints, {KEY: flow_model}))
+    for one in endpoints:
+        desk.report(one.address, EngineReport(0.0, 0, 0), (0, 0))
     return desk
 
 
@@ -120,14 +157,16 @@ def test_every_room_is_given_back_once(visits: list[Visit], slots: int, together
         else:
             for stream in streams:
                 await stream
-        for replies in written:
+        for one, replies in zip(visits, written, strict=True):
             assert replies.count("immediate_response") <= 1
             assert replies.count("request_headers") <= 1
-            assert not {"immediate_response", "request_headers"} <= set(replies)
+            # Buffered, the headers are answered before anything is known.
+            sent = "request_body" if one.buffered else "request_headers"
+            assert not {"immediate_response", sent} <= set(replies)
         return desk, service
 
     desk, service = asyncio.run(asyncio.wait_for(play(), timeout=60))  # it waits for nobody but itself
-    assert desk.flow.held("a:1") == (0, 0)
+    assert desk.flow.held("a:1") == desk.flow.held("b:1") == (0, 0)
     assert list(desk.flow.waiting()) == []
     assert list(desk.flow.in_flight()) == []
     assert desk.flow.bytes == 0

@@ -34,6 +34,8 @@ class FlowMachine(RuleBasedStateMachine):
     """Requests of all kinds come and go while endpoints do too."""
 
     classes = CLASSES
+    narrowed = False
+    """Whether gateways say where requests may go."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,16 +84,25 @@ class FlowMachine(RuleBasedStateMachine):
         tokens=st.integers(1, 30_000),
         streamed=st.booleans(),
         tenant=TENANTS,
+        hint=st.none() | st.lists(st.sampled_from(["e:0", "e:1", "e:2", "x:9"]), max_size=2).map(tuple),
     )
     def request_comes(
-        self, qos: str, model: tuple[str, str], tokens: int, streamed: bool, tenant: str
+        self,
+        qos: str,
+        model: tuple[str, str],
+        tokens: int,
+        streamed: bool,
+        tenant: str,
+        hint: tuple[str, ...] | None,
     ) -> None:
         self.next += 1
         ask = Ask(self.next, model, qos, tokens, 10, size=tokens, streamed=streamed, tenant=tenant)
+        if self.narrowed:
+            ask = replace(ask, subset=hint)
         before = [a for a in self.waiting.values() if (a.model, a.qos_class) == (model, qos)]
         if self.flow.admit(ask, self.now) is None:
             self.waiting[ask.id] = ask
-        elif self.flow.models and any(e.model == model for e in self.endpoints.values()):
+        elif ask.subset is None and any(e.model == model for e in self.endpoints.values()):
             most = self.classes[qos].queue_max_requests
             newcomer = all(a.tenant != tenant for a in before)
             assert len(before) >= most or not newcomer, "a tenant with nothing there found no place"
@@ -114,7 +125,7 @@ class FlowMachine(RuleBasedStateMachine):
         self.now += seconds
         for ask, _ in self.flow.expire(self.now):
             limit = CLASSES[ask.qos_class].queue_max_wait_s
-            assert limit <= self.now
+            assert limit <= self.now or not self._open(ask)
             del self.waiting[ask.id]
         for address, endpoint in self.endpoints.items():
             mine = self.flow.held(address)
@@ -129,12 +140,18 @@ class FlowMachine(RuleBasedStateMachine):
             to = self.endpoints[one.address]
             assert to.model == ask.model
             assert not to.draining
-            safe = [e for e in self.endpoints.values() if e.model == ask.model and not (e.lent or e.draining)]
+            assert to in self._open(ask)
+            safe = [e for e in self._open(ask) if not e.lent]
             if ask.streamed:
                 assert not (to.lent and safe), "a stream on GPUs that may be asked back"
             self._is_his_turn(ask, to, safe)
             self.running[ask.id] = one.address
         assert self.flow.dispatch(self.now) == []
+
+    def _open(self, ask: Ask) -> list[Endpoint]:
+        """Where it may go."""
+        mine = [e for e in self.endpoints.values() if e.model == ask.model and not e.draining]
+        return mine if ask.subset is None else [e for e in mine if e.address in ask.subset]
 
     def _is_his_turn(self, ask: Ask, to: Endpoint, safe: list[Endpoint]) -> None:
         # Who waits and could have gone there: what keeps off lent replicas is passed there only.
@@ -202,6 +219,37 @@ class SharedMachine(FlowMachine):
 
 SharedMachine.TestCase.settings = FlowMachine.TestCase.settings
 TestShared = SharedMachine.TestCase
+
+
+class NarrowedMachine(SharedMachine):
+    """The same behind a gateway that says where requests may go, and goes on to others by itself."""
+
+    narrowed = True
+
+    @rule(pick=st.integers(0, 1000), number=st.integers(0, 4))
+    def another_serves(self, pick: int, number: int) -> None:
+        if self.running:
+            request = sorted(self.running)[pick % len(self.running)]
+            address, before = f"e:{number}", self.running[request]
+            ask = next(a for a, _ in self.flow.in_flight() if a.id == request)
+            to = self.endpoints.get(address)
+            moved = self.flow.served(request, address, self.now)
+            gone = to is None and any(a == address for a in self.running.values())
+            assert gone or moved == (to is not None and to.model == ask.model and address != before)
+            if moved:
+                self.running[request] = address
+            self._dispatch()
+
+    @invariant()
+    def counts_are_right_and_no_endpoint_is_overfull(self) -> None:
+        assert {a.id for a in self.flow.waiting()} == self.waiting.keys()
+        for address in self.endpoints:  # what others sent there may be more than it has room for
+            count = sum(a == address for a in self.running.values())
+            assert self.flow.held(address)[0] == count
+
+
+NarrowedMachine.TestCase.settings = FlowMachine.TestCase.settings
+TestNarrowed = NarrowedMachine.TestCase
 
 
 CAME = st.tuples(

@@ -37,7 +37,7 @@ def test_ends_never_add_prefill_and_nothing_is_kept_of_who_has_gone(doings):
             now += value
         elif doing == "report":
             made += value
-            forecast.calibrate(made, alone=flag)
+            forecast.calibrate(made, now, alone=flag)
         assert 0.02 <= forecast.speed <= 50
         assert forecast.credit_s(1000) <= forecast.credit_s(1)
         assert len(forecast._starting) <= len(doings)

@@ -123,6 +123,7 @@ EVENT = st.one_of(
     *[st.tuples(st.just("end"), st.integers(0, 999), st.booleans())] * 3,
     *[st.tuples(st.just("tick"), st.floats(0, 4))] * 2,
     st.tuples(st.just("measured"), st.integers(0, 999), st.integers(0, 9000), st.integers(0, 9000)),
+    st.tuples(st.just("served"), st.integers(0, 999), st.integers(0, 4)),
 )
 
 
@@ -145,7 +146,11 @@ class Driver:
 
     def arrive(self, qos_class: str, key: tuple[str, str], tokens: int, streamed: bool, tenant: str) -> None:
         self.number += 1
-        ask = Ask(self.number, key, qos_class, tokens, 16, size=tokens, streamed=streamed, tenant=tenant)
+        hint = (None, None, ("e:0", "e:1"), ("e:2",))[self.number % 4]
+        ask = Ask(
+            self.number, key, qos_class, tokens, 16,
+            size=tokens, streamed=streamed, tenant=tenant, subset=hint,
+        )  # fmt: skip
         self.flow.admit(ask, self.now)
         self.answers += 1
         self.pump()
@@ -159,6 +164,10 @@ class Driver:
     def measured(self, pick: int, prompt: int, output: int) -> None:
         """Of any that ever came, whether it runs, has ended or waits."""
         self.flow.measured(1 + pick % (self.number + 1), prompt, output)
+        self.pump()
+
+    def served(self, pick: int, place: int) -> None:
+        self.flow.served(1 + pick % (self.number + 1), f"e:{place}", self.now)
         self.pump()
 
     def pump(self) -> None:
@@ -176,7 +185,7 @@ class Driver:
     events=st.lists(EVENT, min_size=30, max_size=80),
 )
 def test_a_replay_answers_as_the_live_queue_did(qos: bool, most: int, events: list[tuple[Any, ...]]) -> None:
-    driver = Driver(Policy(qos=qos, max_bytes=most))
+    driver = Driver(Policy(qos=qos, max_bytes=most, fallbacks=2))
     driver.world(tuple(CLASSES), True, [Endpoint(f"e:{i}", KEYS[i % 2], "low", 2) for i in range(4)])
     driver.tick(3)  # so long that engines count though they have not reported
     for name, *arguments in events:

@@ -18,14 +18,17 @@ from tidegate.sim.types import EngineConfig
 from tidegate.sim.workload import Length, Stream, chat_lengths, poisson, summary_lengths
 
 NUMBERS = {
+    "aborting": "-512-400",
     "cap": "-2",
     "cooperating": "-1-2-1-4",
     "edf": "-64",
+    "growing": "-16-4",
     "holdback": "-20",
     "packing": "-1",
     "packing-cap": "-1-1",
     "release": "-60",
     "silos": "-1-1-1",
+    "steps": "-512-400",
     "tiers": "-1-0-1-1",
 }
 """What comes after a family's name for a fleet of three."""
@@ -95,8 +98,14 @@ class Watched:
         return sent
 
     def finish(self, request, now, *, whole=True):
-        self.busy[self.sent.pop(request)] -= 1
-        return self.router.finish(request, now, whole=whole)
+        if request in self.sent:
+            self.busy[self.sent.pop(request)] -= 1
+        else:
+            self.queued.remove(request)
+        ended = self.router.finish(request, now, whole=whole)
+        if request in getattr(self.router, "_grown", ()):
+            self.queued.add(request)  # a prefix has ended, the rest waits
+        return ended
 
     def held(self, address):
         assert self.router.held(address)[0] == self.busy[address]

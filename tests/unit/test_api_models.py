@@ -279,7 +279,7 @@ UNENFORCED = {
         ),
         [],
     ),
-    "below an optional object": (ModelDeployment, mdep(exposure={}), ["spec.exposure"]),
+    "an object that is left out": (ModelDeployment, mdep(exposure={}), []),
     "in a list": (
         ModelDeployment,
         mdep(

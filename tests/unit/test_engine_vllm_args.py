@@ -52,6 +52,9 @@ def test_arguments(argv, field, expected):
         pytest.param(["--num-gpu-blocks-override", "4096"], "num_blocks", 4096, id="blocks"),
         pytest.param(["--scheduling-policy", "priority"], "policy", Policy.PRIORITY, id="policy"),
         pytest.param([], "async_scheduling", True, id="async by default"),
+        pytest.param([], "enable_prefix_caching", False, id="no prefix cache unless asked for"),
+        pytest.param(["--enable-prefix-caching"], "enable_prefix_caching", True, id="prefix cache"),
+        pytest.param(["--no-enable-prefix-caching"], "enable_prefix_caching", False, id="and none"),
         pytest.param(["--no-async-scheduling"], "async_scheduling", False, id="not async"),
         pytest.param(
             ["--no-scheduler-reserve-full-isl"],

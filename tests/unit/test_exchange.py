@@ -2,6 +2,8 @@
 
 import orjson
 import pytest
+from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from support.ext_proc import (
     kinds,
@@ -12,7 +14,16 @@ from support.ext_proc import (
     set_headers,
     streamed,
 )
-from tidegate.picker.exchange import CHUNK_BYTES, Exchange, Outcome, Phase, ProtocolError
+from tidegate.picker.exchange import (
+    CHUNK_BYTES,
+    SERVED_KEY,
+    SUBSET_KEY,
+    SUBSET_NAMESPACE,
+    Exchange,
+    Outcome,
+    Phase,
+    ProtocolError,
+)
 
 CHAT = b'{"model":"m"}'
 
@@ -143,3 +154,112 @@ def test_nothing_is_sent_twice_or_answered_after_it_was_sent() -> None:
         exchange.send("a:1", headers={})
     with pytest.raises(ProtocolError):
         exchange.refuse(429, "late", code="late")
+
+
+# ── what other gateways do ──────────────────────────────────────────────────────────────────────
+
+
+def hinted(value: object, *, namespace: str = SUBSET_NAMESPACE, key: str = SUBSET_KEY) -> Exchange:
+    message = request_headers()
+    message.metadata_context.filter_metadata[namespace].update({key: value})
+    exchange = Exchange()
+    exchange.feed(message)
+    return exchange
+
+
+def test_a_hint_is_read_from_its_own_namespace_and_key_alone() -> None:
+    assert hinted(["10.0.0.1:1", "10.0.0.2:1"]).subset == ("10.0.0.1:1", "10.0.0.2:1")
+    assert hinted("10.0.0.1:1").subset == ("10.0.0.1:1",)
+    for bad in ([], "", 7, None, {"a": 1}, [1, None]):
+        assert hinted(bad).subset == (), bad
+    assert hinted(["a:1"], key="another").subset is None
+    assert hinted(["a:1"], namespace="envoy.lb").subset is None
+    forged = Exchange()
+    forged.feed(request_headers(x_gateway_destination_endpoint_subset="a:1"))
+    assert forged.subset is None
+
+
+def test_fallbacks_are_named_in_header_and_metadata_alike() -> None:
+    first, *_ = held().send("a:1", "b:1", headers={})
+    assert set_headers(first)["x-gateway-destination-endpoint"] == "a:1,b:1"
+    assert first.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"] == "a:1,b:1"
+
+
+@pytest.mark.parametrize(
+    ("told", "elsewhere"), [("b:1", "b:1"), ("a:1", ""), ("x:1", ""), ("", ""), (None, ""), (7, "")]
+)
+def test_who_served_is_believed_only_of_those_that_were_named(told: object, elsewhere: str) -> None:
+    exchange = held()
+    exchange.send("a:1", "b:1", headers={})
+    message = response_headers()
+    if told is not None:
+        message.metadata_context.filter_metadata["envoy.lb"].update({SERVED_KEY: told})
+    assert len(exchange.feed(message)) == 1
+    assert exchange.elsewhere == elsewhere
+
+
+def buffered() -> Exchange:
+    exchange = Exchange()
+    first = request_headers()
+    first.protocol_config.request_body_mode = ProcessingMode.BUFFERED
+    assert kinds(exchange.feed(first)) == ["request_headers"]
+    return exchange
+
+
+@pytest.mark.parametrize("changed", [None, b"another"])
+@pytest.mark.parametrize("trailers", [False, True])
+def test_where_bodies_are_buffered_the_body_s_reply_has_the_endpoint(
+    changed: bytes | None, trailers: bool
+) -> None:
+    exchange = buffered()
+    assert exchange.feed(request_body([CHAT], trailers=trailers)[0]) == []
+    assert exchange.phase is Phase.HELD
+    [reply] = exchange.send("a:1", headers={"x-a": "b"}, drop=("authorization",), body=changed)
+    common = reply.request_body.response
+    assert [o.header.key for o in common.header_mutation.set_headers] == [
+        "x-gateway-destination-endpoint",
+        "x-a",
+    ]
+    assert list(common.header_mutation.remove_headers) == ["authorization"]
+    assert reply.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"] == "a:1"
+    assert common.body_mutation.WhichOneof("mutation") == ("body" if changed else None)
+    assert common.body_mutation.body == (changed or b"")
+    if trailers:
+        assert kinds(exchange.feed(request_body([b""], trailers=True)[1])) == ["request_trailers"]
+    assert kinds(exchange.feed(response_headers())) == ["response_headers"]
+
+
+def test_a_buffered_body_may_be_refused() -> None:
+    exchange = buffered()
+    exchange.feed(request_body([CHAT])[0])
+    [reply] = exchange.refuse(429, "no room", code="QueueFull")
+    assert reply.immediate_response.status.code == 429
+
+
+@pytest.mark.parametrize("size", [0, 10, 2 * CHUNK_BYTES + 1])
+def test_response_bodies_are_passed_on_as_they_come(size: int) -> None:
+    exchange = held()
+    exchange.send("a:1", headers={})
+    exchange.feed(response_headers())
+    for end in (False, True):
+        replies = exchange.feed(
+            pb.ProcessingRequest(response_body=pb.HttpBody(body=b"x" * size, end_of_stream=end))
+        )
+        pieces = [r.response_body.response.body_mutation.streamed_response for r in replies]
+        assert b"".join(p.body for p in pieces) == b"x" * size
+        assert all(len(p.body) <= CHUNK_BYTES for p in pieces)
+        assert [p.end_of_stream for p in pieces] == [False] * (len(pieces) - 1) + [end]
+    assert exchange.done
+    assert exchange.outcome(dispatched=True) is Outcome.ANSWERED
+
+
+@pytest.mark.parametrize("mode", [ProcessingMode.STREAMED, ProcessingMode.BUFFERED])
+def test_response_bodies_that_are_only_shown_are_left_as_they_are(mode: int) -> None:
+    exchange = Exchange()
+    first = request_headers(end=True)
+    first.protocol_config.response_body_mode = mode
+    exchange.feed(first)
+    exchange.send("a:1", headers={})
+    exchange.feed(response_headers())
+    [reply] = exchange.feed(pb.ProcessingRequest(response_body=pb.HttpBody(body=b"x")))
+    assert reply.response_body.response.body_mutation.WhichOneof("mutation") is None

@@ -98,7 +98,7 @@ def test_the_pace_is_learnt_from_the_engines_own_count(speed: float) -> None:
     generated = 0.0
     for second in range(1, 40):
         forecast.advance(float(second))
-        forecast.calibrate(int(generated))
+        forecast.calibrate(int(generated), second)
         # So many tokens does it make in a second, whatever the forecast believes.
         generated += 16 * speed / FIT.seconds(0, 16, 16 * int(200 + generated / 16))
     assert forecast.speed == pytest.approx(speed, rel=0.1)
@@ -122,7 +122,7 @@ def decoding(requests: int = 16) -> Forecast:
     for request in range(requests):
         forecast.take(request, 200, None)
     forecast.advance(1.0)
-    forecast.calibrate(0)
+    forecast.calibrate(0, 1.0)
     return forecast
 
 
@@ -136,14 +136,14 @@ def test_others_tokens_are_no_pace() -> None:
     for second in range(2, 12):
         made += 5 * per_second()
         forecast.advance(float(second))
-        forecast.calibrate(int(made), alone=False)
+        forecast.calibrate(int(made), second, alone=False)
     made += 5 * per_second()
     forecast.advance(12.0)
-    forecast.calibrate(int(made))
+    forecast.calibrate(int(made), 12.0)
     assert forecast.speed == 1.0
     made += per_second()
     forecast.advance(13.0)
-    forecast.calibrate(int(made))
+    forecast.calibrate(int(made), 13.0)
     assert forecast.speed == pytest.approx(1.0, rel=0.2)
 
 
@@ -151,7 +151,7 @@ def test_an_engine_that_hung_is_not_taken_for_slow() -> None:
     forecast = decoding()
     for second in range(2, 20):
         forecast.advance(float(second))
-        forecast.calibrate(0)
+        forecast.calibrate(0, second)
     assert forecast.speed == 1.0
 
 
@@ -180,7 +180,7 @@ def test_a_counter_that_starts_again_is_no_pace() -> None:
     forecast.take(1, 100, None)
     for second, count in enumerate([1000, 1060, 3, 65, 127], start=1):
         forecast.advance(float(second))
-        forecast.calibrate(count)
+        forecast.calibrate(count, second)
     assert forecast.speed == pytest.approx(1.0, rel=0.15)
 
 
@@ -222,3 +222,29 @@ def test_the_front_is_of_the_highest_lanes_and_stays_what_it_is() -> None:
     for count in range(5):
         assert front.members(count, [low, high, lent, other]) == set(ordered[:count])
         assert front.members(count, [other, lent, high, low]) == set(ordered[:count])
+
+
+@pytest.mark.parametrize("late_s", [0.0, 1.3, 5.0])
+@pytest.mark.parametrize("speed", [0.7, 1.0, 1.3])
+def test_a_count_that_is_heard_late_is_of_when_it_was_given(late_s: float, speed: float) -> None:
+    forecast = fresh()
+    for request in range(16):
+        forecast.take(request, 200, None)
+    generated, counts = 0.0, []
+    for second in range(1, 120):
+        counts.append((float(second), int(generated)))
+        generated += 16 * speed / FIT.seconds(0, 16, 16 * int(200 + generated / 16))
+        forecast.advance(float(second) + 0.5)
+        while counts and counts[0][0] + late_s <= second:
+            forecast.calibrate(counts[0][1], counts.pop(0)[0])
+        if second > 90:
+            assert forecast.speed == pytest.approx(speed, rel=0.1)
+
+
+def test_a_count_older_than_all_that_is_kept_says_nothing() -> None:
+    forecast = decoding()
+    for tick in range(200):
+        forecast.advance(2.0 + tick)
+    forecast.calibrate(1, 3.0)
+    forecast.calibrate(1_000_000, 4.0)
+    assert forecast.speed == 1.0

@@ -302,7 +302,7 @@ def test_lanes_are_named_after_classes():
     ("call", "message"),
     [
         pytest.param(
-            lambda: arm("packings-1"), "no arm is named 'packings-1'; there are aimd, ", id="unknown"
+            lambda: arm("packings-1"), "no arm is named 'packings-1'; there are aborting, ", id="unknown"
         ),
         pytest.param(lambda: arm("packing"), "after packing comes first", id="too few numbers"),
         pytest.param(lambda: arm("alone-1"), "after alone comes nothing", id="too many"),
@@ -327,6 +327,7 @@ def test_an_arm_bears_its_name():
     names = {"cap": "cap-4", "holdback": "holdback-10", "release": "release-50", "packing": "packing-4"}
     names |= {"packing-cap": "packing-4-cap-1", "edf": "edf-256"}
     names |= {"tiers": "tiers-2-0-1-1", "cooperating": "cooperating-2-16-2-16"}
+    names |= {"growing": "growing-512-11", "aborting": "aborting-2552-120", "steps": "steps-2552-120"}
     for family in ARMS:
         name = names.get(family, "silos-4-0-6" if family == "silos" else family)
         assert arm(name).name == name

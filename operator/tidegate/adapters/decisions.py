@@ -110,6 +110,17 @@ class ExpireCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedCall:
+    """`Flow.served`, and whether the room was moved."""
+
+    call: Literal["served"] = field(default="served", kw_only=True)
+    now: float
+    request: int
+    address: str
+    answer: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RecallCall:
     """`Flow.recall`, and what was to be aborted where, in order."""
 
@@ -119,9 +130,17 @@ class RecallCall:
 
 
 Call = (
-    SetWorldCall | ReportCall | AdmitCall | DispatchCall | FinishCall | MeasuredCall | ExpireCall | RecallCall
+    SetWorldCall
+    | ReportCall
+    | AdmitCall
+    | DispatchCall
+    | FinishCall
+    | MeasuredCall
+    | ServedCall
+    | ExpireCall
+    | RecallCall
 )
-Answer = Refused | tuple[Dispatch, ...] | Ended | Expiries | Recalls | None
+Answer = Refused | tuple[Dispatch, ...] | Ended | Expiries | Recalls | bool | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,6 @@ NOT_YET: Final[dict[type[KubeObject], tuple[str, ...]]] = {
         "spec.engine.qosScheduler",
         "spec.profileRef",
         "spec.classes[].objectives.timePerOutputToken",
-        "spec.exposure",
     ),
 }
 

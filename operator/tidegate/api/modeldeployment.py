@@ -45,6 +45,24 @@ Uri = Annotated[
 ]
 
 
+_HOSTNAME: Final = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+Hostname = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=253,
+        pattern=_HOSTNAME,
+        json_schema_extra=rules(
+            rule(
+                f"self.matches('{_HOSTNAME.replace(chr(92), chr(92) * 2)}')",
+                "must be a host name in lower case and without a port, such as llama.example.com or"
+                " *.example.com",
+            )
+        ),
+    ),
+]
+
+
 class Ref(Spec):
     """The name of another object."""
 
@@ -181,13 +199,60 @@ class ParentRef(Spec):
     section_name: ObjectName | None = Field(default=None, description="Name of one of its listeners.")
 
 
+class EndpointPicker(Spec):
+    """The Service of Tidegate's picker, by which gateways ask it."""
+
+    service: LabelName = Field(
+        default="tidegate-picker",
+        description=(
+            "Name of the Service, in the ModelDeployment's namespace: an InferencePool can name no other."
+        ),
+    )
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(
+        default=9002, description="Its port for the external processing protocol."
+    )
+    failure_mode: Literal["FailClose", "FailOpen"] = Field(
+        default="FailClose",
+        description=(
+            "What gateways do while the picker does not answer: refuse, or send requests to any replica,"
+            " without classes and without a queue."
+        ),
+    )
+
+
 class Exposure(Spec):
-    """Where the model is offered."""
+    """How gateways of the Gateway API offer the model.
+
+    With parentRefs or endpointPicker an InferencePool is kept, with parentRefs an HTTPRoute to it.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.hostnames) || size(self.hostnames) == 0"
+                " || (has(self.parentRefs) && size(self.parentRefs) > 0)",
+                "spec.exposure.hostnames may only be set with spec.exposure.parentRefs: they are the route's",
+            )
+        )
+    )
 
     parent_refs: Annotated[list[ParentRef], Field(max_length=16)] = Field(
         default_factory=list,
-        description="Gateways that offer the model.",
+        description="Gateways that offer the model; an HTTPRoute to its InferencePool is kept for them.",
         json_schema_extra={_MAP: "atomic"},
+    )
+    hostnames: Annotated[list[Hostname], Field(max_length=16)] = Field(
+        default_factory=list,
+        description=(
+            "Host names that are this model's alone. Left out: the route takes requests whose header"
+            " X-Gateway-Model-Name, which body-based routers write, is one of its names; for KServe v2 those"
+            " whose path has it."
+        ),
+        json_schema_extra={_MAP: "set"},
+    )
+    endpoint_picker: EndpointPicker | None = Field(
+        default=None,
+        description="The picker that its InferencePool names. Left out with parentRefs: the defaults below.",
     )
 
 
@@ -251,7 +316,9 @@ class ModelDeploymentSpec(Spec):
     )
     scaling: Scaling = Field(default_factory=Scaling, description="How replicas follow demand.")
     rollout: Rollout = Field(default_factory=Rollout, description="How a changed lane is replaced.")
-    exposure: Exposure | None = Field(default=None, description="Where the model is offered.")
+    exposure: Exposure | None = Field(
+        default=None, description="How gateways of the Gateway API offer the model."
+    )
     pod_overrides: dict[str, Any] | None = Field(
         default=None,
         description=(

@@ -10,6 +10,7 @@ import typer
 
 from tidegate import __version__
 from tidegate.cli import (
+    conformance,
     controller,
     demo,
     extender,
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(local.app, name="local")
 app.add_typer(manifests.app, name="manifests")
+app.add_typer(conformance.app, name="conformance")
 app.command("demo")(demo.demo)
 app.command("load")(load.load)
 app.command("simulate")(simulate.simulate)

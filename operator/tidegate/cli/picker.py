@@ -35,6 +35,21 @@ def picker(
         ),
     ] = False,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Largest request body.")] = 16 << 20,
+    fallbacks: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=16,
+            help="Further endpoints to name with the first, for a gateway that goes on to them by itself.",
+        ),
+    ] = 0,
+    tls_cert_file: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Certificate (PEM): speak TLS on the ext_proc port."),
+    ] = None,
+    tls_key_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="The certificate's key (PEM).")
+    ] = None,
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="How long requests under way may take after SIGTERM.")
     ] = 10.0,
@@ -57,6 +72,8 @@ def picker(
     from tidegate.picker.server import Options, run
 
     log_to_stderr(log_level, log_format)
+    if (tls_cert_file is None) != (tls_key_file is None):
+        raise typer.BadParameter("--tls-cert-file and --tls-key-file go together: give both, or neither")
     options = Options(
         host=host,
         ext_proc_port=ext_proc_port,
@@ -68,6 +85,8 @@ def picker(
         trust_class_header=trust_class_header,
         max_body=max_body_bytes,
         drain_s=drain_seconds,
+        fallbacks=fallbacks,
+        tls=(tls_cert_file, tls_key_file) if tls_cert_file and tls_key_file else None,
         decision_log=decision_log,
         decision_log_max_bytes=decision_log_max_bytes,
     )

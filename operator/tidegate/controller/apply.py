@@ -24,11 +24,15 @@ Object = dict[str, Any]
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of one object's children. `conflicts` are fields left to other managers."""
+    """What came of one object's children.
+
+    `conflicts` are fields left to other managers; `unexposed` is why gateways do not find it.
+    """
 
     problem: Problem | None = None
     conflicts: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
+    unexposed: Problem | None = None
 
 
 class Children:

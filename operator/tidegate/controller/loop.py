@@ -18,6 +18,7 @@ from tidegate.controller.apply import (
     apply_taints,
 )
 from tidegate.controller.demand import Occupied, Pickers, Prometheus, Reading
+from tidegate.controller.exposure import apply_exposure
 from tidegate.controller.gather import Facts, ModelFacts, Problem, gather
 from tidegate.controller.podnotes import PodNotes
 from tidegate.controller.report import Reporter
@@ -195,6 +196,7 @@ class Controller:
         """Whatever goes wrong with one model stays with it."""
         try:
             outcome = await apply_model(self._children, self._world, facts, found, decided, replicas)
+            await apply_exposure(self._children, self._world, facts, found, outcome)
         except Exception as error:
             self.telemetry.errors.labels("ModelDeployment", type(error).__name__).inc()
             log.exception("ModelDeployment %s: not applied; again in %.1f s", found.ref, self._pause())

@@ -40,6 +40,8 @@ def model_status(
     if outcome.conflicts:
         text = "left to another field manager: " + "; ".join(sorted(outcome.conflicts))
         extras.append(Extra("Conflict", reasons.FIELD_CONFLICT, text))
+    if outcome.unexposed:
+        extras.append(Extra("NotExposed", outcome.unexposed.reason, outcome.unexposed.message))
     if unmet and verdict.reason != reasons.REPLICA_TOO_LARGE:
         text = "; ".join(f"class {u.lane.qos_class}: {u.message}" for u in unmet)
         extras.append(Extra("GPUsMissing", unmet[0].reason, text))

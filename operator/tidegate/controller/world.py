@@ -9,6 +9,7 @@ from tidegate.adapters.kube import Kind, Kube, Reflector
 from tidegate.adapters.kube import kinds as k
 from tidegate.adapters.kube.reflector import Key
 from tidegate.api import names
+from tidegate.controller.optional import OptionalKinds
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +17,8 @@ Object = dict[str, Any]
 
 OWN_KINDS: Final = (k.QOS_CLASS, k.GPU_POOL, k.MODEL_DEPLOYMENT)
 CHILD_KINDS: Final = (k.DEPLOYMENT, k.SERVICE, k.PRIORITY_CLASS)
+OPTIONAL_KINDS: Final = (k.INFERENCE_POOL, k.HTTP_ROUTE)
+"""Children of kinds that a cluster may not have, in the order to apply them."""
 RESYNC_S: Final = 15.0
 """The three kinds are listed this often whatever events say."""
 
@@ -46,6 +49,7 @@ class World:
             k.NAMESPACE: Reflector(kube, k.NAMESPACE, on_change=self._changed),
             **{c: Reflector(kube, c, labels=_CHILDREN, on_change=self._changed) for c in CHILD_KINDS},
         }
+        self._optional = OptionalKinds(kube, OPTIONAL_KINDS, _CHILDREN, self._changed)
 
     def mark(self, kind: Kind) -> None:
         """Objects of one of the three kinds changed: list them before the next plan."""
@@ -55,8 +59,13 @@ class World:
     async def run(self) -> None:
         """Keep the watched copies until cancelled."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._optional.run(), name="optional kinds")
             for reflector in self._watches.values():
                 tasks.create_task(reflector.run(), name=f"watch {reflector.kind.plural}")
+
+    def installed(self, kind: Kind) -> bool:
+        """Whether the cluster has one of `OPTIONAL_KINDS`."""
+        return self._optional.installed(kind)
 
     @property
     def missing(self) -> list[str]:
@@ -106,6 +115,8 @@ class World:
         self._copy(kind).pop((namespace, name), None)
 
     def _copy(self, kind: Kind) -> dict[Key, Object]:
+        if kind in OPTIONAL_KINDS:
+            return self._optional.objects(kind)
         return self._own.get(kind, {}) if kind in OWN_KINDS else self._watches[kind].objects
 
     def _of(self, kind: Kind) -> dict[Key, Object]:
@@ -122,7 +133,8 @@ class World:
 
     def _changed(self, event: str, obj: Object) -> None:
         if event == "DELETED":
-            kind = next((x for x in self._watches if x.name == obj.get("kind")), None)
+            known = (*self._watches, *OPTIONAL_KINDS)
+            kind = next((x for x in known if x.name == obj.get("kind")), None)
             if kind is not None:
                 self._written.pop((kind, _key(obj)), None)
         self._dirty()

@@ -26,5 +26,6 @@ def choose(
     address = pick.choose(room.need(shortest, turn), ahead)
     if isinstance(address, NoRoom):
         return near[0], address
+    near = [one for one in near if room.allows(one.ask, address)]
     soon = bisect.bisect_left(near, True, key=lambda one: not room.soon_done(one.ask, address, turn, now))
     return near[max(0, soon - 1)], address

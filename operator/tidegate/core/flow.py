@@ -72,6 +72,7 @@ class Flow:
         self._crowds: dict[LineKey, Crowd] = {}
         self._charged: OrderedDict[int, tuple[LineKey, str, int, int]] = OrderedDict()
         """By request that ended: its line and tenant, the prompt and output tokens charged to it."""
+        self._narrowed: dict[int, Ask] = {}
 
     @property
     def models(self) -> Mapping[ModelKey, Model]:
@@ -119,7 +120,9 @@ class Flow:
             line = self._lines[key] = Line()
         most, _ = self._bounds(ask.qos_class)
         model = self._room.models.get(ask.model)
-        if not self._room.ready(ask.model) and not (model and model.startable):
+        # A gateway that names endpoints waits for no others.
+        startable = model is not None and model.startable and ask.subset is None
+        if not startable and not self._room.open_to(ask):
             return self._refuse(503, Reason.NO_ENDPOINT, line, now, ask)
         tenant, weight = self._tenant(ask)
         if len(line) >= most or (tenant is not None and line.crowds(tenant, most)):
@@ -135,6 +138,8 @@ class Flow:
         self._floors.watch(key)
         self._where[ask.id] = key
         self.bytes += ask.size
+        if ask.subset is not None:
+            self._narrowed[ask.id] = ask
         return None
 
     def dispatch(self, now: float) -> list[Dispatch]:
@@ -170,7 +175,7 @@ class Flow:
                 continue
             if turn is None:
                 turn = turns[model] = self._room.turn(model, now)
-            one, chosen = choice.choose(self._room, self._line(waits), waits, turn, now, gated=gated)
+            one, chosen = self._choose(waits, turn, now, gated=gated)
             if not isinstance(chosen, NoRoom):
                 done.append(self._send(one, chosen, now))
                 following = self._head(lines, now, whole_only=turn.passing)
@@ -212,6 +217,10 @@ class Flow:
         else:
             self._put_right(request, prompt_tokens, output_tokens)
 
+    def served(self, request: int, address: str, now: float) -> bool:
+        """Another endpoint than it was sent to serves a request, and has its room; False: none of ours."""
+        return self._room.move(request, address, now)
+
     def expire(self, now: float) -> list[tuple[Ask, Refused]]:
         """Refuse what has waited as long as its class allows, or has nothing left to wait for."""
         gone: list[tuple[Ask, Refused]] = []
@@ -225,11 +234,17 @@ class Flow:
                     break
                 served = self._room.ready(key[0])
                 why = (429, Reason.WAITED_TOO_LONG) if served else (503, Reason.NO_ENDPOINT)
-                gone.append((ask, self._refuse(*why, line, now, ask)))
-                del self._where[ask.id]
-                self._drop(key, ask.id)
-                self._room.relegated.discard(ask.id)
+                gone.append((ask, self._expel(ask, key, *why, now)))
+        shut = [a for a in self._narrowed.values() if not self._room.open_to(a)]
+        gone += [(a, self._expel(a, self._where[a.id], 503, Reason.NO_ENDPOINT, now)) for a in shut]
         return gone
+
+    def _expel(self, ask: Ask, key: LineKey, status: int, reason: Reason, now: float) -> Refused:
+        refused = self._refuse(status, reason, self._lines[key], now, ask)
+        del self._where[ask.id]
+        self._drop(key, ask.id)
+        self._room.relegated.discard(ask.id)
+        return refused
 
     def recall(self, now: float) -> list[tuple[Ask, str]]:
         """Patient requests to abort now and where they run; see `core.recall`. Each is named once.
@@ -368,6 +383,10 @@ class Flow:
         """Whether none of its class was sent for so long that it keeps out of nobody's way any more."""
         return now - max(waits.since, self._line(waits).sent_s) > _STARVES_S
 
+    def _choose(self, waits: Waiting, turn: Turn, now: float, *, gated: bool) -> tuple[Waiting, str | NoRoom]:
+        """Who of those near the head of a line goes, and where; see `core.choice`."""
+        return choice.choose(self._room, self._line(waits), waits, turn, now, gated=gated)
+
     def _send(self, one: Waiting, address: str, now: float) -> Dispatch:
         ask = one.ask
         key = self._where.pop(ask.id)
@@ -376,10 +395,12 @@ class Flow:
         line.drained.add(now)
         line.sent_s = now
         line.charge(one.tenant, PROMPT_WEIGHT * ask.prompt_tokens + OUTPUT_WEIGHT * ask.output_tokens)
+        most = self.policy.fallbacks
+        others = self._room.fallbacks(ask, address, most, now) if most else ()
         load = self._room.take(ask, address, now)
         if self._floors:
             self._room.running[ask.id].shared = self._floors.sent(key, ask, now)
-        return Dispatch(ask, address, load.lane, now - one.since)
+        return Dispatch(ask, address, load.lane, now - one.since, others)
 
     def _learn(self, running: Running, now: float, *, whole: bool) -> None:
         """What a request that ends tells: how long such ones take, and what it did not use.
@@ -410,6 +431,7 @@ class Flow:
     def _drop(self, key: LineKey, request: int) -> Waiting:
         line = self._lines[key]
         dropped = line.pop(request)
+        self._narrowed.pop(request, None)
         self.bytes -= dropped.ask.size
         if not line:
             self._floors.rest(key)
@@ -434,9 +456,9 @@ class Flow:
                     turns[model] = self._room.turn(model, now)
                 turn = replace(turns[model], keep={})
                 gated, pressing = self._room.gated(waits.ask, now), owed >= PRESSING
-                one, chosen = choice.choose(self._room, line, waits, turn, now, gated=gated)
+                one, chosen = self._choose(waits, turn, now, gated=gated)
                 if isinstance(chosen, NoRoom) and pressing:
-                    one, chosen = choice.choose(self._room, line, waits, turn, now, gated=False)
+                    one, chosen = self._choose(waits, turn, now, gated=False)
                 if isinstance(chosen, NoRoom):
                     # A stream may wait for a safe replica alone: others are not kept from lent ones.
                     if pressing and not (waits.ask.streamed and turn.apart):
@@ -458,6 +480,7 @@ class Flow:
             Reason.QUEUE_FULL: f"{waiting} of {most} {ask.qos_class} requests wait for {name}{whose}",
             Reason.WAITED_TOO_LONG: f"no room at {name} for class {ask.qos_class} within {wait:g} s",
             Reason.MEMORY_FULL: f"the queue holds {self.bytes} bytes of {self.policy.max_bytes} allowed",
-            Reason.NO_ENDPOINT: f"no replica of {name} is ready",
+            Reason.NO_ENDPOINT: f"no replica of {name} is ready"
+            + ("" if ask.subset is None else " among the endpoints that the gateway names"),
         }[reason]
         return Refused(status, reason, f"{text}; try again in {after} s", after)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tidegate.core.steptime import LLAMA3_8B_A100, StepFit
+from tidegate.core.subset import Subset
 from tidegate.core.types import Objectives
 
 ModelKey = tuple[str, str]
@@ -86,7 +87,8 @@ class Policy:
     """What the queue obeys.
 
     `qos` False is the arm to compare with: one queue per model in arrival order, no headroom, and
-    bounds so wide that neither arm refuses.
+    bounds so wide that neither arm refuses. `fallbacks`: how many further endpoints are named for a
+    request, for a gateway that goes on to them by itself.
     """
 
     qos: bool = True
@@ -95,6 +97,7 @@ class Policy:
     fifo_max_wait_s: float = 3600.0
     report_grace_s: float = 2.0
     report_stale_s: float = 5.0
+    fallbacks: int = 0
     pack: Pack = field(default_factory=Pack)
     fit: StepFit = LLAMA3_8B_A100
 
@@ -105,7 +108,8 @@ class Ask:
 
     `streamed`: its answer goes out as it is made, so that it cannot be asked for again. `tenant` is
     of no account where its class is not shared by tenants. `recallable`: it comes again by itself when it
-    is aborted before its answer has begun.
+    is aborted before its answer has begun. `subset`: where alone it may go, None where its gateway says
+    nothing.
     """
 
     id: int
@@ -117,6 +121,7 @@ class Ask:
     streamed: bool = False
     tenant: str = ""
     recallable: bool = False
+    subset: Subset | None = None
 
     @property
     def tokens(self) -> int:
@@ -126,12 +131,16 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """A request that has its endpoint now, after `waited_s` in the queue."""
+    """A request that has its endpoint now, after `waited_s` in the queue.
+
+    `fallbacks`: where else it may go if that one does not take it, the best first.
+    """
 
     ask: Ask
     address: str
     lane: str
     waited_s: float
+    fallbacks: tuple[str, ...] = ()
 
 
 class Reason(StrEnum):

@@ -15,15 +15,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from tidegate.core.pace import Pace
 from tidegate.core.steptime import StepFit
 
-_LEAST_TOKENS: Final = 32
-"""Fewer generated tokens between two reports tell nothing of the pace."""
-_WEIGHT: Final = 0.3
-"""Of one more report, once there were a few; the first ones weigh more, since nothing is known before."""
-_RATIO: Final = 8.0
-"""What one report may say at most: an engine that hung, or a counter that jumped, is not believed."""
-_SPEEDS: Final = (0.02, 50.0)
 _LOST_S: Final = 1.0
 """Who is this far behind its pace has lost it: holding others back would not bring it back."""
 _DONE_S: Final = 1e-6
@@ -70,11 +64,9 @@ class Forecast:
         "_context",
         "_decodes",
         "_fit",
-        "_generated",
+        "_pace",
         "_paces",
         "_prompt",
-        "_reported",
-        "_reports",
         "_sent",
         "_starting",
         "_step",
@@ -84,15 +76,15 @@ class Forecast:
 
     def __init__(self, fit: StepFit, chunk: int, now: float) -> None:
         self._fit, self._chunk, self._at = fit, chunk, now
-        self.speed = 1.0
-        """How many times as fast as the fit it was seen to be."""
         self.steps = 0.0
         """Steps made so far, as of the last `advance`."""
         # Seconds of these are the fit's: the engine's own are so many divided by `speed`.
         self._backlog, self._backlog_steps = 0.0, 0.0
         self._step: float | None = None
         self._decodes, self._context = 0, 0.0
-        self._generated, self._reported, self._reports = 0.0, -1, 0
+        self._pace = Pace(now)
+        self.speed = self._pace.speed
+        """How many times as fast as the fit it was seen to be."""
         self._sent: dict[int, _Sent] = {}
         self._starting: deque[int] = deque()
         self._paces: dict[tuple[float, int], _Pace] = {}
@@ -142,7 +134,7 @@ class Forecast:
         made = steps * decodes
         self.steps += steps
         self._context += made
-        self._generated += made
+        self._pace.expect(made, now)
         self._step = self._prompt = None  # as `_changed` does: this is called the most
         if self._starting:
             self._start()
@@ -196,24 +188,10 @@ class Forecast:
             self._leave_backlog(self._backlog - max(0.0, done))
         self._start()
 
-    def calibrate(self, generated_tokens: int, *, alone: bool = True) -> None:
-        """Take the engine's own count of generated tokens, a counter; call `advance` before.
-
-        `alone` False: others' requests run there, so that their tokens are in it too.
-        """
-        seen = generated_tokens - self._reported
-        known = self._reported >= 0 < seen and alone
-        if known and self._generated < _LEAST_TOKENS:
-            return  # too little has happened: from the same count on
-        if known:
-            ratio = min(max(seen / self._generated, 1 / _RATIO), _RATIO)
-            self._reports += 1
-            pace = self.speed * ratio ** max(_WEIGHT, 1 / self._reports)
-            self.speed = min(max(pace, _SPEEDS[0]), _SPEEDS[1])
-        # A count that began again, stands still or holds others' tokens is only begun from. After
-        # others were there the next one holds some of theirs as well.
-        self._reported = generated_tokens if alone else -1
-        self._generated = 0.0
+    def calibrate(self, generated_tokens: int, at: float, *, alone: bool = True) -> None:
+        """Take the engine's own count of generated tokens as of `at`; call `advance` before. See `Pace`."""
+        self._pace.count(generated_tokens, at, self._at, alone=alone)
+        self.speed = self._pace.speed
 
     def credit_s(self, prefill_tokens: int, above: float = -math.inf) -> float:
         """How far everybody here would be ahead of its promised pace after one more prefill.

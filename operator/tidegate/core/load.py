@@ -153,7 +153,7 @@ class Load:
             self.foreign_tokens = max(0, held - max(own_tokens_before, self.tokens))
         if report.generated_tokens is not None:
             self.forecast.advance(report.time_s)
-            self.forecast.calibrate(report.generated_tokens, alone=not self.foreign)
+            self.forecast.calibrate(report.generated_tokens, report.time_s, alone=not self.foreign)
         self._report = report
 
     def usable_slots(self, now: float, grace_s: float, stale_s: float) -> int:

@@ -210,6 +210,22 @@ def choose(need: Need, candidates: Iterable[Candidate]) -> str | NoRoom:
     return min(c.address for c in left)
 
 
+def others(need: Need, candidates: Iterable[Candidate], first: str, most: int) -> tuple[str, ...]:
+    """Where a request may go if the endpoint that was chosen does not take it, the best first.
+
+    Those with room come before those without: what is full is still better than an error.
+    """
+    conditions = (is_ready, is_staying, may_stand)
+    left = [c for c in candidates if c.address != first and all(keep(need, c) for keep in conditions)]
+    scores = URGENT_SCORES if need.urgent else PATIENT_SCORES
+
+    def place(c: Candidate) -> tuple[bool, tuple[float, ...], str]:
+        full = not (has_slot(need, c) and has_kv(need, c))
+        return (full, tuple(score(need, c) for score in scores), c.address)
+
+    return tuple(c.address for c in sorted(left, key=place)[:most])
+
+
 # ── headroom ────────────────────────────────────────────────────────────────────────────────────
 
 SIGMAS = 2.33

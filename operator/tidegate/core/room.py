@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from tidegate.core import front, pick
+from tidegate.core import front, pick, subset
 from tidegate.core.flowtypes import Ask, Endpoint, Model, ModelKey, Policy
 from tidegate.core.load import Load, Mean, Rate
 from tidegate.core.pick import Candidate, Need, NoRoom, Traffic
@@ -157,14 +157,34 @@ class Room:
 
     def take(self, ask: Ask, address: str, now: float) -> Load:
         """A request is sent to an endpoint, and holds its room there."""
-        known = self.classes.get(ask.qos_class)
         load = self.loads[address]
         patient = not self.urgent(ask)
-        tpot_s, priority = (known.objectives.tpot_s, known.priority) if known else (None, 0)
-        steps = load.take(ask, now, tpot_s=tpot_s, priority=priority, patient=patient)
+        steps = self._enter(load, ask, now, patient=patient)
         self.running[ask.id] = Running(ask, address, now, steps, patient)
         self._busy[ask.model, ask.qos_class] += 1
         return load
+
+    def _enter(self, load: Load, ask: Ask, now: float, *, patient: bool) -> float:
+        known = self.classes.get(ask.qos_class)
+        tpot_s, priority = (known.objectives.tpot_s, known.priority) if known else (None, 0)
+        return load.take(ask, now, tpot_s=tpot_s, priority=priority, patient=patient)
+
+    def move(self, request: int, address: str, now: float) -> bool:
+        """A request is served by another endpoint of its model than it was sent to; False: it is not."""
+        running, load = self.running.get(request), self.loads.get(address)
+        if running is None or load is None or address == running.address or load.model != running.ask.model:
+            return False
+        self._leave(running, now, served=False)
+        running.steps = self._enter(load, running.ask, now, patient=running.patient)
+        running.address = address
+        return True
+
+    def _leave(self, running: Running, now: float, *, served: bool) -> None:
+        load = self.loads[running.address]
+        load.give_back(running.ask, now, running.steps, patient=running.patient, served=served)
+        if load.gone and not load.requests:
+            del self.loads[running.address]
+            self._regroup()
 
     def give_back(self, request: int, now: float, *, whole: bool) -> bool:
         """A request is over; False when it holds no room (any more)."""
@@ -176,11 +196,7 @@ class Room:
         self._busy[ask.model, ask.qos_class] -= 1
         if not self._busy[ask.model, ask.qos_class]:
             del self._busy[ask.model, ask.qos_class]
-        load = self.loads[running.address]
-        load.give_back(ask, now, running.steps, patient=running.patient, served=whole)
-        if load.gone and not load.requests:
-            del self.loads[running.address]
-            self._regroup()
+        self._leave(running, now, served=whole)
         if whole and (seen := self._seen.get((ask.model, ask.qos_class))):
             seen.service.add(now - running.since)
         return True
@@ -198,6 +214,21 @@ class Room:
     def ready(self, model: ModelKey) -> Sequence[Load]:
         """The endpoints of a model that take requests."""
         return self._replicas.get(model, self._none).ready
+
+    def allows(self, ask: Ask, address: str) -> bool:
+        """Whether its gateway lets a request go there."""
+        return ask.subset is None or subset.holds(ask.subset, address)
+
+    def open_to(self, ask: Ask) -> Sequence[Load]:
+        """Those of them that a request may go to, as its gateway says."""
+        ready = self.ready(ask.model)
+        return ready if ask.subset is None else [e for e in ready if self.allows(ask, e.address)]
+
+    def fallbacks(self, ask: Ask, address: str, most: int, now: float) -> tuple[str, ...]:
+        """Where a request may go if the endpoint that it was given does not take it, the best first."""
+        turn = self.turn(ask.model, now)
+        found = self.candidates(ask, turn, now, gated=False)
+        return pick.others(self.need(ask, turn), found, address, most)
 
     def turn(self, model: ModelKey, now: float) -> Turn:
         """How a model's endpoints stand now."""
@@ -235,7 +266,7 @@ class Room:
     def behind(self, ask: Ask, turn: Turn) -> bool:
         """Whether a request may go anywhere but to the front."""
         need = self.need(ask, turn)
-        places = (e for e in self.ready(ask.model) if e.address not in turn.front)
+        places = (e for e in self.open_to(ask) if e.address not in turn.front)
         return any(e.lent if need.only_lent else not (need.not_lent and e.lent) for e in places)
 
     def _advanced(self, model: ModelKey, now: float) -> Sequence[Load]:
@@ -281,7 +312,7 @@ class Room:
             ask.prompt_tokens,
             ask.output_tokens,
             urgent=self.urgent(ask),
-            not_lent=ask.streamed and turn.safe,
+            not_lent=ask.streamed and turn.safe and (ask.subset is None or self._safe(ask)),
             only_lent=turn.passing,
             spill_s=math.inf if waits_s is None else self.policy.pack.spill * waits_s,
         )
@@ -294,7 +325,13 @@ class Room:
             most = {True: 0.0, False: self.policy.pack.ahead_s}
             loads = [x for x in loads if x.forecast.backlog_s <= most[x.address in turn.front]]
         kept = self._kept_clear(ask, turn, loads) if gated and self.policy.pack.clear else frozenset()
+        if ask.subset is not None:
+            loads = [load for load in loads if self.allows(ask, load.address)]
         return self._candidates(loads, ask, turn, now, kept, gated=gated)
+
+    def _safe(self, ask: Ask) -> bool:
+        """Whether an endpoint is open to it whose GPUs are not asked back."""
+        return any(not e.lent for e in self.open_to(ask))
 
     def soon_done(self, ask: Ask, address: str, turn: Turn, now: float) -> bool:
         """Whether a patient prompt fits an endpoint of the front, and is computed within `Pack.short_s`."""

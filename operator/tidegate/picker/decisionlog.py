@@ -26,6 +26,7 @@ from tidegate.adapters.decisions import (
     MeasuredCall,
     RecallCall,
     ReportCall,
+    ServedCall,
     SetWorldCall,
     encode,
     encode_header,
@@ -195,6 +196,13 @@ class RecordedFlow(Flow):
         with self._decisions:
             answer = super().dispatch(now)
         self._decisions.add(DispatchCall(now, tuple(answer)))
+        return answer
+
+    def served(self, request: int, address: str, now: float) -> bool:
+        """As Flow does."""
+        with self._decisions:
+            answer = super().served(request, address, now)
+        self._decisions.add(ServedCall(now, request, address, answer))
         return answer
 
     def finish(self, request: int, now: float, *, whole: bool = True) -> Ended | None:

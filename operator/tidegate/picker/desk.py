@@ -71,6 +71,12 @@ class Desk:
         if self.flow.finish(number, self.clock(), whole=whole) is not None:
             self.pump()
 
+    def served(self, number: int, address: str) -> None:
+        """The gateway says which endpoint serves a request, where that is not the first it was given."""
+        if self.flow.served(number, address, self.clock()):
+            self.metrics.served_elsewhere.inc()
+            self.pump()
+
     def may_recall(self, number: int, abort: Callable[[], bool]) -> None:
         """Say how a dispatched request is aborted; `abort` says whether that was still possible."""
         self._recalls[number] = abort

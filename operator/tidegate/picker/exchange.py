@@ -1,24 +1,37 @@
 """One request's ext_proc exchange with Envoy, without I/O: feed a message, get messages to write.
 
-Bodies come and go FULL_DUPLEX_STREAMED. Nothing is answered before the whole request is here and
-has its endpoint; then the replies go out in the order that Envoy wants: headers, body chunks,
-trailers.
+Request bodies come and go FULL_DUPLEX_STREAMED: nothing is answered before the whole request is here
+and has its endpoint; then the replies go out in the order that Envoy wants: headers, body chunks,
+trailers. Where Envoy says that it buffers them, headers are answered at once and the body's reply
+has the endpoint. Response bodies are passed on as they come, where a gateway sends them at all.
+
+The protocol between gateway and picker is the Endpoint Picker Protocol, proposal 004 of
+https://github.com/kubernetes-sigs/gateway-api-inference-extension.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum, auto
 from typing import Final
 
 from envoy.config.core.v3 import base_pb2
+from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
+from tidegate.core import subset
 from tidegate.picker.protocols import OPENAI, Route, error_body, route
 from tidegate.render.envoy import DESTINATION_HEADER, LOCAL_DETAILS
 
 CHUNK_BYTES: Final = 62_000
 """Envoy resets the stream on body chunks of 64 KiB and more."""
 DEFAULT_MAX_BODY: Final = 16 << 20
+SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
+SUBSET_KEY: Final = "x-gateway-destination-endpoint-subset"
+DESTINATION_NAMESPACE: Final = "envoy.lb"
+SERVED_KEY: Final = "x-gateway-destination-endpoint-served"
 
+_BUFFERED: Final = processing_mode_pb2.ProcessingMode.BUFFERED
+_SHOWN: Final = (processing_mode_pb2.ProcessingMode.STREAMED, _BUFFERED)
+"""Modes in which a body is shown, and goes on as it is unless the reply changes it."""
 _OVERWRITE: Final = base_pb2.HeaderValueOption.HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
 
 
@@ -58,6 +71,12 @@ class Exchange:
         self.received = 0
         self.status = 0
         """Of the response, once its headers came; or of our own answer."""
+        self.subset: subset.Subset | None = None
+        """Where alone the gateway lets it go; None where it says nothing."""
+        self.elsewhere = ""
+        """The fallback that serves it, as the gateway says; empty where it is the first, or not told."""
+        self._named: tuple[str, ...] = ()
+        self._buffered = self._shown = False
         self._max_body = max_body
         self._chunks: list[bytes] = []
         self._headers_only = False
@@ -82,31 +101,47 @@ class Exchange:
 
     def feed(self, message: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
         """Take Envoy's next message; returns what to write. Raises ProtocolError."""
-        kind = message.WhichOneof("request")
+        kind = str(message.WhichOneof("request"))
         if self.phase is Phase.DONE:
             return []  # what was on its way when we answered
+        replies = self._feed_request(kind, message)
+        if replies is None:
+            replies = self._feed_response(kind, message)
+        if replies is None:
+            raise ProtocolError(
+                f"ext_proc message {kind} in phase {self.phase.name}: the filter must send headers and"
+                " trailers, with request_body_mode FULL_DUPLEX_STREAMED or BUFFERED, and response_body_mode"
+                " NONE, STREAMED or FULL_DUPLEX_STREAMED"
+            )
+        return replies
+
+    def _feed_request(self, kind: str, message: pb.ProcessingRequest) -> list[pb.ProcessingResponse] | None:
         match kind, self.phase:
             case "request_headers", Phase.HEADERS:
-                return self._request_headers(message.request_headers)
+                return self._request_headers(message)
             case "request_body", Phase.BODY:
                 return self._request_body(message.request_body)
             case "request_trailers", Phase.BODY:
                 self._trailers, self.phase = True, Phase.HELD
                 return []
+            case "request_trailers", Phase.SENT if self._buffered:
+                return [pb.ProcessingResponse(request_trailers=pb.TrailersResponse())]
+        return None
+
+    def _feed_response(self, kind: str, message: pb.ProcessingRequest) -> list[pb.ProcessingResponse] | None:
+        match kind, self.phase:
             case "response_headers", Phase.SENT:
-                return self._response_headers(message.response_headers)
+                return self._response_headers(message)
+            case "response_body", Phase.RESPONDING:
+                return self._response_body(message.response_body)
             case "response_trailers", Phase.RESPONDING | Phase.SENT:
                 self.phase = Phase.DONE
                 return [pb.ProcessingResponse(response_trailers=pb.TrailersResponse())]
-        raise ProtocolError(
-            f"ext_proc message {kind} in phase {self.phase.name}: the filter must send headers and trailers,"
-            " request_body_mode FULL_DUPLEX_STREAMED and response_body_mode NONE"
-        )
+        return None
 
     def send(
         self,
-        address: str,
-        *,
+        *addresses: str,
         headers: Mapping[str, str],
         drop: tuple[str, ...] = (),
         body: bytes | None = None,
@@ -114,7 +149,7 @@ class Exchange:
         """Hand the request over to an endpoint; returns the replies in their order.
 
         Args:
-            address: `ip:port`.
+            addresses: `ip:port`, the endpoint and those to go on to if it does not take it.
             headers: Headers to set beside the destination.
             drop: Headers that the engine must not see.
             body: Another body than the client's.
@@ -122,8 +157,11 @@ class Exchange:
         if self.phase is not Phase.HELD:
             raise ProtocolError(f"nothing to send in phase {self.phase.name}")
         data = self.body if body is None else body
-        self.phase, self._chunks = Phase.SENT, []
-        replies = [self._headers_reply(address, headers, drop)]
+        self.phase, self._chunks, self._named = Phase.SENT, [], addresses
+        if self._buffered:
+            changed = data if body is not None else None
+            return [self._buffered_reply(",".join(addresses), headers, drop, changed)]
+        replies = [self._headers_reply(",".join(addresses), headers, drop)]
         if not self._headers_only:
             replies += self._body_replies(data)
         if self._trailers:
@@ -165,17 +203,25 @@ class Exchange:
             return Outcome.LOST
         return Outcome.ANSWERED if self.status else Outcome.CANCELLED
 
-    def _request_headers(self, message: pb.HttpHeaders) -> list[pb.ProcessingResponse]:
+    def _request_headers(self, first: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
+        message = first.request_headers
         for header in message.headers.headers:
             value = header.raw_value.decode("latin-1") if header.raw_value else header.value
             self.headers.setdefault(header.key.lower(), value)
+        if first.HasField("metadata_context"):
+            self.subset = _subset(first)
         self.way = route(self.headers.get(":method", ""), self.headers.get(":path", ""))
         self._headers_only = message.end_of_stream
         self.phase = Phase.HELD if message.end_of_stream else Phase.BODY
         length = self.headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._max_body:
             return self._too_large()
-        return []
+        # An Envoy that does not say how it sends bodies is taken to be in full duplex.
+        if first.HasField("protocol_config"):
+            modes = first.protocol_config
+            self._shown = modes.response_body_mode in _SHOWN
+            self._buffered = modes.request_body_mode == _BUFFERED and not self._headers_only
+        return [pb.ProcessingResponse(request_headers=pb.HeadersResponse())] if self._buffered else []
 
     def _request_body(self, message: pb.HttpBody) -> list[pb.ProcessingResponse]:
         self.received += len(message.body)
@@ -183,16 +229,33 @@ class Exchange:
             return self._too_large()
         if message.body:
             self._chunks.append(message.body)
-        if message.end_of_stream:
+        if message.end_of_stream or self._buffered:  # trailers come after a buffered body's reply
             self.phase = Phase.HELD
         return []
 
-    def _response_headers(self, message: pb.HttpHeaders) -> list[pb.ProcessingResponse]:
+    def _response_headers(self, first: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
+        message = first.response_headers
         for header in message.headers.headers:
             if header.key == ":status":
                 self.status = int(header.raw_value or header.value)
+        if len(self._named) > 1:
+            served = _text(first, DESTINATION_NAMESPACE, SERVED_KEY)
+            self.elsewhere = served if served in self._named[1:] else ""
         self.phase = Phase.DONE if message.end_of_stream else Phase.RESPONDING
         return [pb.ProcessingResponse(response_headers=pb.HeadersResponse())]
+
+    def _response_body(self, message: pb.HttpBody) -> list[pb.ProcessingResponse]:
+        if message.end_of_stream:
+            self.phase = Phase.DONE
+        if self._shown:
+            return [pb.ProcessingResponse(response_body=pb.BodyResponse())]
+        replies = []
+        for piece, last in _pieces(message.body):
+            reply = pb.ProcessingResponse()
+            chunk = reply.response_body.response.body_mutation.streamed_response
+            chunk.body, chunk.end_of_stream = piece, last and message.end_of_stream
+            replies.append(reply)
+        return replies
 
     def _too_large(self) -> list[pb.ProcessingResponse]:
         return self.refuse(
@@ -205,23 +268,64 @@ class Exchange:
         self, address: str, headers: Mapping[str, str], drop: tuple[str, ...]
     ) -> pb.ProcessingResponse:
         reply = pb.ProcessingResponse()
-        common = reply.request_headers.response
-        common.clear_route_cache = True
-        _set(common.header_mutation, {DESTINATION_HEADER: address, **headers})
-        common.header_mutation.remove_headers.extend(drop)
-        reply.dynamic_metadata.update({"envoy.lb": {DESTINATION_HEADER: address}})
+        _to(reply, reply.request_headers.response, address, headers, drop)
+        return reply
+
+    def _buffered_reply(
+        self, address: str, headers: Mapping[str, str], drop: tuple[str, ...], body: bytes | None
+    ) -> pb.ProcessingResponse:
+        reply = pb.ProcessingResponse()
+        _to(reply, reply.request_body.response, address, headers, drop)
+        if body is not None:
+            reply.request_body.response.body_mutation.body = body
         return reply
 
     def _body_replies(self, data: bytes) -> list[pb.ProcessingResponse]:
-        starts = range(0, len(data), CHUNK_BYTES) or range(1)
         replies = []
-        for start in starts:
+        for piece, last in _pieces(data):
             reply = pb.ProcessingResponse()
             chunk = reply.request_body.response.body_mutation.streamed_response
-            chunk.body = data[start : start + CHUNK_BYTES]
-            chunk.end_of_stream = start == starts[-1] and not self._trailers
+            chunk.body, chunk.end_of_stream = piece, last and not self._trailers
             replies.append(reply)
         return replies
+
+
+def _to(
+    reply: pb.ProcessingResponse,
+    common: pb.CommonResponse,
+    address: str,
+    headers: Mapping[str, str],
+    drop: tuple[str, ...],
+) -> None:
+    """Say where to in both ways that gateways read: a header, and dynamic metadata."""
+    common.clear_route_cache = True
+    _set(common.header_mutation, {DESTINATION_HEADER: address, **headers})
+    common.header_mutation.remove_headers.extend(drop)
+    reply.dynamic_metadata.update({DESTINATION_NAMESPACE: {DESTINATION_HEADER: address}})
+
+
+def _pieces(data: bytes) -> Iterator[tuple[bytes, bool]]:
+    """A body in pieces that Envoy takes, and whether each is the last; an empty one is one empty piece."""
+    starts = range(0, len(data), CHUNK_BYTES) or range(1)
+    for start in starts:
+        yield data[start : start + CHUNK_BYTES], start == starts[-1]
+
+
+def _subset(message: pb.ProcessingRequest) -> subset.Subset | None:
+    """The gateway's subset hint; None where there is none. One that cannot be read allows nothing."""
+    spaces = message.metadata_context.filter_metadata
+    if SUBSET_NAMESPACE not in spaces or SUBSET_KEY not in spaces[SUBSET_NAMESPACE].fields:
+        return None
+    value = spaces[SUBSET_NAMESPACE].fields[SUBSET_KEY]
+    if value.WhichOneof("kind") == "list_value":
+        return subset.read([v.string_value for v in value.list_value.values])
+    return subset.read(value.string_value)
+
+
+def _text(message: pb.ProcessingRequest, namespace: str, key: str) -> str:
+    spaces = message.metadata_context.filter_metadata
+    fields = spaces[namespace].fields if namespace in spaces else {}
+    return str(fields[key].string_value) if key in fields else ""
 
 
 def _set(mutation: pb.HeaderMutation, headers: Mapping[str, str]) -> None:

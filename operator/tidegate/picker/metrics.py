@@ -58,6 +58,11 @@ class Metrics:
             ("reason",),
             registry=self.registry,
         )
+        self.served_elsewhere = Counter(
+            "tidegate_served_elsewhere",
+            "Requests that a gateway sent on to a fallback, as it told.",
+            registry=self.registry,
+        )
         self.measures = Measures()
         self.collectors: list[Collector] = []
         for collector in (gauges(flow), self.measures):

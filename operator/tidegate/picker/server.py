@@ -57,6 +57,9 @@ class Options:
     trust_class_header: bool = False
     max_body: int = DEFAULT_MAX_BODY
     drain_s: float = 10.0
+    fallbacks: int = 0
+    tls: tuple[Path, Path] | None = None
+    """Files of the certificate and its key, for gateways that speak TLS to the picker."""
     decision_log: Path | None = None
     decision_log_max_bytes: int = MAX_BYTES
 
@@ -90,7 +93,7 @@ class Picker:
 
     def __init__(self, options: Options, kube: Kube) -> None:
         self.options = options
-        policy = Policy(qos=options.qos)
+        policy = Policy(qos=options.qos, fallbacks=options.fallbacks)
         self.decisions = self._decision_log(policy)
         self.desk = Desk(RecordedFlow(policy, self.decisions) if self.decisions else Flow(policy))
         settings = Settings(options.qos, options.trust_class_header, options.max_body)
@@ -131,12 +134,9 @@ class Picker:
         als_pb2_grpc.add_AccessLogServiceServicer_to_server(
             measure.AccessLogs(self.desk.book, self.desk.clock), logs
         )
-        for server, port in (
-            (ext_proc, o.ext_proc_port),
-            (checks, o.health_port),
-            (logs, o.measure_port),
-        ):
-            _listen(server, o.host, port)
+        _listen(ext_proc, o.host, o.ext_proc_port, _credentials(o.tls))
+        _listen(checks, o.host, o.health_port)
+        _listen(logs, o.host, o.measure_port)
         runner = web.AppRunner(self._app(), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, o.host, o.http_port).start()
@@ -215,10 +215,22 @@ class Picker:
         return web.Response(body=orjson.dumps(state), content_type="application/json")
 
 
-def _listen(server: grpc.aio.Server, host: str, port: int) -> None:
+def _credentials(tls: tuple[Path, Path] | None) -> grpc.ServerCredentials | None:
+    if tls is None:
+        return None
+    certificate, key = (path.read_bytes() for path in tls)
+    return grpc.ssl_server_credentials([(key, certificate)])
+
+
+def _listen(
+    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None = None
+) -> None:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        server.add_insecure_port(address)
+        if credentials is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: is another picker running there? ({error})") from error
 

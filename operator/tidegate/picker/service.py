@@ -135,6 +135,8 @@ class Service:
             if message is None:
                 return
             await _write_all(write, exchange.feed(message))
+            if exchange.elsewhere:
+                self.desk.served(request.number, exchange.elsewhere)
 
     def _end(self, request: _Request) -> None:
         """Give everything back. Runs once, whatever ended the exchange."""
@@ -210,6 +212,7 @@ class Service:
             streamed=body.streamed,
             tenant=tenant,
             recallable=self._comes_again(exchange, streamed=body.streamed),
+            subset=exchange.subset,
         )
         verdict = await self._wait(request, ask, read)
         if verdict is None:
@@ -321,7 +324,8 @@ class Service:
                 headers[_BINARY_HEADER] = str(length)
         # The token is the caller's key to the cluster; no engine needs it.
         drop = (ARRIVED_HEADER, *(() if self.settings.trust_class_header else ("authorization",)))
-        await _write_all(write, exchange.send(to.address, headers=headers, drop=drop, body=body))
+        named = (to.address, *to.fallbacks)
+        await _write_all(write, exchange.send(*named, headers=headers, drop=drop, body=body))
 
     def _enter(self, request: _Request, model: ServedModel, to: Dispatch) -> str:
         """Enter the request in the book of what is measured; returns what its log entry will be known by."""

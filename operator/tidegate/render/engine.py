@@ -73,13 +73,19 @@ def _count(model: ModelDeployment, flag: str, default: int) -> int:
     return int(value) if value.isdecimal() and int(value) > 0 else default
 
 
+def http_port(model: ModelDeployment) -> int:
+    """The port that a replica serves on: its arguments', else its engine's own."""
+    engine = model.spec.engine
+    flag = "--port" if engine.type == "vLLM" else "--http-port"
+    return _port(_values(_arguments(model)), flag, engine.port)
+
+
 def container(model: ModelDeployment, gpu_resource: str, grace_s: int) -> Object:
     """The container `engine` of one replica."""
     engine = model.spec.engine
     args = _arguments(model)
     values = _values(args)
-    http = "--port" if engine.type == "vLLM" else "--http-port"
-    ports = [{"name": names.ENGINE_PORT_NAME, "containerPort": _port(values, http, engine.port)}]
+    ports = [{"name": names.ENGINE_PORT_NAME, "containerPort": http_port(model)}]
     if METRICS_PORTS[engine.type] != engine.port:
         metrics = _port(values, "--metrics-port", METRICS_PORTS[engine.type])
         ports.append({"name": "metrics", "containerPort": metrics})

@@ -34,6 +34,8 @@ def controller_rules() -> list[Rule]:
         _rule("", ("services",), _OWN),
         _rule("apps", ("deployments",), _OWN),
         _rule("scheduling.k8s.io", ("priorityclasses",), _OWN),
+        _rule("inference.networking.k8s.io", ("inferencepools",), _OWN),  # of models with spec.exposure
+        _rule("gateway.networking.k8s.io", ("httproutes",), _OWN),
         _rule("events.k8s.io", ("events",), ("create", "patch")),
     ]
 

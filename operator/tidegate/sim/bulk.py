@@ -5,6 +5,9 @@ sum up to is kept (how many, their context, how many need a KV block in which st
 what changes in it, not what runs. Only when KV blocks run out are requests looked at one by one, as
 `Engine` does. `tests/property/test_sim_bulk.py` holds both against each other, step by step.
 
+A prefix cache finds the blocks of an answer once it has ended, and not while it is made: who would
+look for them sooner, a turn that begins with an answer that is not there yet, does not exist.
+
 Only first and last tokens are told of.
 """
 
@@ -15,6 +18,7 @@ from operator import attrgetter
 from typing import Final
 
 from tidegate.core.steptime import attended
+from tidegate.sim.prefixcache import Block, Text
 from tidegate.sim.types import EngineConfig, Policy, Request, TokenEvent
 from tidegate.sim.waitroom import Key, Waitroom
 
@@ -30,9 +34,27 @@ DONE: Final = 4
 
 
 class Job:
-    """A request inside the engine. `computed` and `known` are as of `since`, see `Bulk._settle`."""
+    """A request inside the engine. `computed` and `known` are as of `since`, see `Bulk._stop`.
 
-    __slots__ = ("computed", "id", "key", "known", "last_step", "output", "prompt", "since", "state")
+    For a prefix cache: the blocks that it `held` there; `again`, it was preempted; and its `lag`, of its
+    last tokens those that were no known text when its last step was planned.
+    """
+
+    __slots__ = (
+        "again",
+        "computed",
+        "held",
+        "id",
+        "key",
+        "known",
+        "lag",
+        "last_step",
+        "output",
+        "prompt",
+        "since",
+        "state",
+        "text",
+    )
 
     def __init__(self, request: Request, key: Key) -> None:
         self.id = request.id
@@ -45,6 +67,10 @@ class Job:
         self.since = 0
         self.last_step = 0
         self.state = WAITING
+        self.text = Text(request.id, request.shared, request.text)
+        self.held: list[Block] = []
+        self.lag = 0
+        self.again = False
 
     @property
     def done(self) -> bool:
@@ -117,6 +143,8 @@ class Bulk(Waitroom[Job]):
         super().__init__(config)
         self._block = config.block_size
         self._step = 0
+        # Steps whose results were taken, and how many were under way when the last one was planned.
+        self._completed = self._behind = 0
         # Of those in DECODE: how many, what they attend to, who needs a block when, who ends when.
         self._decodes = 0
         self._context = 0
@@ -135,7 +163,7 @@ class Bulk(Waitroom[Job]):
             needed += self._blocks(tail.computed + chunk) - self._blocks(tail.computed)
         if needed > self.free_blocks:
             return self._schedule_tight(plan)
-        self.free_blocks -= needed
+        self._take(needed)
         budget -= self._decodes + chunk
         plan.work = plan.decodes = self._decodes
         plan.decode_context = self._context
@@ -148,12 +176,14 @@ class Bulk(Waitroom[Job]):
 
     def complete(self, plan: BulkPlan) -> list[TokenEvent]:
         """Take a launched step's results: first and last tokens."""
+        self._completed += 1
         events = [TokenEvent(job.id, 0, job.output == 1) for job in plan.firsts if job.state != DONE]
         for job in plan.lasts:
             if job.state != DONE:
                 if job.output > 1:
                     events.append(TokenEvent(job.id, job.output - 1, True))
                 del self._known[job.id]
+                job.lag = 0
                 self._leave(job)
                 self.counters.finished += 1
         return events
@@ -170,6 +200,7 @@ class Bulk(Waitroom[Job]):
 
     def _count(self, plan: BulkPlan) -> BulkPlan:
         if plan.work:
+            self._behind = self._step - self._completed
             self._step += 1
             counters = self.counters
             counters.steps += 1
@@ -185,13 +216,18 @@ class Bulk(Waitroom[Job]):
             if job.state == DECODE and job.last_step == self._step:
                 self._stop(job, self._step + 1)
                 job.state = ENDING
+                job.lag = self._step - self._completed
                 plan.lasts.append(job)
 
     def _launch(self, plan: BulkPlan, job: Job, tokens: int) -> None:
         """Give a request that does not decode yet tokens in this step."""
         if tokens == 0:
             return
-        if plan.give(job, tokens):
+        lacks = plan.give(job, tokens)
+        if self._cache is not None:
+            job.lag = self._step - self._completed if job.state == DECODE else 0
+            self._cache.note(job, job.computed - job.lag)
+        if lacks:
             job.state = PREFILL
         elif not plan.end(job):
             self._start(job, self._step + 1)
@@ -208,6 +244,8 @@ class Bulk(Waitroom[Job]):
     def _stop(self, job: Job, step: int) -> None:
         """The request does not decode in `step` nor later; its own figures are made up to date."""
         steps = step - job.since
+        if steps > 0:
+            job.lag = self._behind
         job.computed += steps
         job.known += steps
         self._decodes -= 1
@@ -222,13 +260,15 @@ class Bulk(Waitroom[Job]):
             if job is None or job.known >= job.output:
                 return
             total = job.prompt + job.known
-            tokens = min(total, budget)
-            must_fit = total if config.scheduler_reserve_full_isl else tokens
-            if self._blocks(must_fit) > self.free_blocks:
+            found = self._found(job, total)
+            cached = len(found) * self._block
+            tokens = min(total - cached, budget)
+            if not self._room(found, total if config.scheduler_reserve_full_isl else cached + tokens):
                 return
             heapq.heappop(self._heap)
             self._queued -= 1
-            self.free_blocks -= self._blocks(tokens)
+            self._enter(job, found, total, cached + tokens)
+            job.computed = cached
             self.running.append(job)
             self._launch(plan, job, tokens)
             budget -= tokens
@@ -246,9 +286,18 @@ class Bulk(Waitroom[Job]):
         else:
             if job.state == DECODE:
                 self._stop(job, self._step)
-            self.free_blocks += self._blocks(job.computed)
+            self._known_text(job)
+            self._give(job, self._blocks(job.computed))
             self.running.remove(job)
         job.state = DONE
+
+    def _known_text(self, job: Job, given: int = 0) -> None:
+        """Have what it computed found by others, and what this step had given it, as in `Engine`."""
+        if self._cache is None:
+            return
+        under_way = self._step - self._completed
+        lag = under_way if given and job.state == DECODE else min(job.lag, under_way)
+        self._cache.note(job, job.computed + given - lag)
 
     def _schedule_tight(self, plan: BulkPlan) -> BulkPlan:
         """A step in which KV blocks run out: request by request, as `Engine._schedule_running`."""
@@ -270,7 +319,7 @@ class Bulk(Waitroom[Job]):
                 index -= position < index
             if job.state == WAITING:
                 break
-            self.free_blocks -= needed
+            self._take(needed)
             given[job] = tokens
             budget -= tokens
         for job in self.running:
@@ -291,10 +340,12 @@ class Bulk(Waitroom[Job]):
     def _withdraw(self, victim: Job, given: dict[Job, int], plan: BulkPlan) -> int:
         """Take a victim's blocks and what this step had given it; returns the tokens."""
         tokens = given.pop(victim, 0)
-        self.free_blocks += self._blocks(victim.computed + tokens)
+        self._known_text(victim, tokens)
+        self._give(victim, self._blocks(victim.computed + tokens))
         self.counters.preemptions += 1
         self.counters.recomputed_tokens += victim.computed
-        victim.computed = 0
+        victim.computed = victim.lag = 0
+        victim.again = True
         plan.preempted.append(victim.id)
         self._enqueue(victim)
         return tokens

@@ -54,6 +54,7 @@ class BulkCooperating(Waitroom[PacedJob]):
     def __init__(self, config: EngineConfig) -> None:
         if config.max_num_batched_tokens <= config.max_num_seqs:
             raise ValueError("max_num_batched_tokens must exceed max_num_seqs: decodes must never wait")
+        config.refuse_cache("the model of a cooperating engine")
         super().__init__(config)
         self.rules = config.cooperation or Rules()
         self._block = config.block_size

@@ -70,6 +70,7 @@ class Cooperating(Engine):
     running: list[Paced]  # type: ignore[assignment]  # `_made` makes no others
 
     def __init__(self, config: EngineConfig) -> None:
+        config.refuse_cache("the model of a cooperating engine")
         super().__init__(config)
         self.rules = config.cooperation or Rules()
         self._seen = Seen()

@@ -2,8 +2,8 @@
 
 It follows vLLM 0.32's `Scheduler.schedule`: running requests first, in admission order; then the
 waiting ones, until a head does not fit. The same object is driven in virtual time by the
-simulator and in real time by the emulated engines. Not modelled: prefix caching, speculative
-decoding, LoRA, and the one step that vLLM wastes when a request ends before its known length.
+simulator and in real time by the emulated engines. Not modelled: speculative decoding, LoRA, and the
+one step that vLLM wastes when a request ends before its known length.
 """
 
 import heapq
@@ -40,6 +40,8 @@ class Engine(Waitroom[Tracked]):
             index = tracked.generated
             tracked.generated = index + 1
             tracked.in_flight -= 1
+            if self._cache is not None and self.config.async_scheduling and not tracked.queued:
+                self._cache.note(tracked, tracked.computed - tracked.in_flight)
             finished = index + 1 == tracked.output
             events.append(TokenEvent(tracked.id, index, finished))
             if finished:
@@ -78,8 +80,9 @@ class Engine(Waitroom[Tracked]):
                 if victim is tracked:
                     # vLLM ends the round here; those behind it wait for the next step.
                     return budget
-            self.free_blocks -= needed
-            tracked.blocks += needed
+            if needed:
+                self._take(needed)
+                tracked.blocks += needed
             self._launch(plan, tracked, tokens)
             budget -= tokens
             index += 1
@@ -96,9 +99,10 @@ class Engine(Waitroom[Tracked]):
 
     def _requeue(self, plan: StepPlan, victim: Tracked) -> None:
         """Free a victim's KV blocks: it starts again from nothing and queues by its original arrival."""
-        self.free_blocks += victim.blocks
+        self._give(victim, victim.blocks)
         self.counters.preemptions += 1
         self.counters.recomputed_tokens += victim.computed
+        victim.again = True
         victim.blocks = 0
         victim.computed = 0
         plan.preempted.append(victim.id)
@@ -133,22 +137,22 @@ class Engine(Waitroom[Tracked]):
                 return
             # A preempted request recomputes the tokens it had generated as well.
             total = tracked.prompt + tracked.generated + tracked.in_flight
-            tokens = min(total, budget)
-            must_fit = total if config.scheduler_reserve_full_isl else tokens
-            if -(-must_fit // config.block_size) > self.free_blocks:
+            found = self._found(tracked, total)
+            cached = len(found) * config.block_size
+            tokens = min(total - cached, budget)
+            if not self._room(found, total if config.scheduler_reserve_full_isl else cached + tokens):
                 return
             heapq.heappop(self._heap)
             tracked.queued = False
             self._queued -= 1
-            tracked.blocks = -(-tokens // config.block_size)
-            self.free_blocks -= tracked.blocks
+            tracked.blocks = self._enter(tracked, found, total, cached + tokens)
+            tracked.computed = cached
             self.running.append(tracked)
             plan.admitted.append(tracked.id)
             self._launch(plan, tracked, tokens)
             budget -= tokens
 
-    @staticmethod
-    def _launch(plan: StepPlan, tracked: Tracked, tokens: int) -> None:
+    def _launch(self, plan: StepPlan, tracked: Tracked, tokens: int) -> None:
         """Enter a request's tokens in the plan, as computed from now on."""
         context = tracked.computed
         if _is_decode(tracked, tokens):
@@ -159,6 +163,9 @@ class Engine(Waitroom[Tracked]):
             plan.prefill_context += context
             plan.prefill_pairs += attended(tokens, context)
         tracked.computed = context + tokens
+        if self._cache is not None:
+            # What is still on its way is no known text.
+            self._cache.note(tracked, min(tracked.computed, tracked.prompt + tracked.generated))
         samples = tracked.computed == tracked.prompt + tracked.generated + tracked.in_flight
         if samples:
             tracked.in_flight += 1
@@ -173,7 +180,7 @@ class Engine(Waitroom[Tracked]):
 
     def _leave(self, tracked: Tracked) -> None:
         tracked.done = True
-        self.free_blocks += tracked.blocks
+        self._give(tracked, tracked.blocks)
         tracked.blocks = 0
         if tracked.queued:
             tracked.queued = False

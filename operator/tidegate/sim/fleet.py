@@ -100,7 +100,7 @@ class Setting:
 
 @dataclass(slots=True)
 class Run:
-    """What came of it."""
+    """What came of it. `recomputed_tokens` are those that preemptions and aborts threw away."""
 
     arm: str
     seed: int
@@ -159,6 +159,11 @@ class Fleet:
             replicas = [replace(r, lane=lane) for r, lane in zip(replicas, lanes, strict=True)]
         self._sites = {r.address: self._site(r) for r in replicas}
         self._gone: list[Counters] = []
+        self._thrown_away = 0
+        # Of requests that are sent as growing prefixes: tokens of the one that runs, and of those before.
+        self._parts: dict[int, int] = {}
+        self._done: dict[int, int] = {}
+        self._kept = 0
         order = sorted({c.priority for c in setting.classes.values()}, reverse=True)
         self._priority = {
             name: order.index(c.priority) if arm.engine_priority else 0 for name, c in setting.classes.items()
@@ -192,7 +197,9 @@ class Fleet:
             setting=setting,
             records=self._all,
             preemptions=sum(c.preemptions for c in counters),
-            recomputed_tokens=sum(c.recomputed_tokens for c in counters),
+            recomputed_tokens=self._thrown_away
+            + sum(c.recomputed_tokens for c in counters)
+            + max(0, self._kept - sum(c.cache_hits for c in counters)),
             steps=sum(c.steps for c in counters),
         )
 
@@ -308,28 +315,34 @@ class Fleet:
         self._told = False
         for ask, _ in self.router.expire(self.now):
             self._refuse(self._records[ask.id])
+        for ask, address in self.router.recall(self.now):
+            self._recall(self._records[ask.id], self._sites[address])
         for sent in self.router.dispatch(self.now):
             record, site = self._records[sent.ask.id], self._sites[sent.address]
             record.sent_s, record.address = self.now, sent.address
             priority = self._priority[record.qos_class]
             promised = self.setting.classes[record.qos_class].objectives
             due_s = (promised.ttft_s or promised.completion_s or math.inf) + record.arrival_s - self.now
-            request = Request(
-                str(record.number), record.prompt, record.output, priority, promised.tpot_s, due_s
-            )
+            prompt, output = sent.ask.prompt_tokens, record.output
+            if prompt < record.prompt:
+                output = 1
+                self._parts[record.number] = prompt
+            # What was sent of it before is to be found in the engine's prefix cache.
+            self._kept += self._done.get(record.number, 0)
+            request = Request(str(record.number), prompt, output, priority, promised.tpot_s, due_s)
             site.engine.add(request, self.now)
             self._launch(site)
-        for ask, address in self.router.recall(self.now):
-            self._recall(self._records[ask.id], self._sites[address])
         turn_s = self.router.next_turn()
         if turn_s is not None and not self.now < self._turn_s <= turn_s:
             self._turn_s = max(turn_s, self.now + LEAST_S)
             self._at(self._turn_s, self._look)
 
     def _recall(self, record: Record, site: _Site) -> None:
-        """A request is aborted, and asked for again."""
+        """Abort a request where it runs; what was computed of it is lost, and it comes again."""
+        self._thrown_away += dict(site.engine.progress()).get(str(record.number), 0)
         site.engine.abort(str(record.number))
         self.router.finish(record.number, self.now, whole=False)
+        self._forget_parts(record)
         record.stays += ((record.sent_s or 0.0, self.now),)
         record.address, record.first_s = "", None
         record.recalls += 1
@@ -350,14 +363,29 @@ class Fleet:
 
     def _token(self, event: TokenEvent) -> None:
         record = self._records[int(event.id)]
+        if record.number in self._parts:
+            if event.finished:
+                self._part_ended(record)
+            return
         if event.nth == 0:
             record.first_s = self.now
         if event.finished:
             record.finish_s, record.state = self.now, State.ANSWERED
             del self._records[record.number]
+            self._done.pop(record.number, None)
             self.router.finish(record.number, self.now)
             self._look()
             self._again(record)
+
+    def _part_ended(self, record: Record) -> None:
+        """A prefix of a prompt is computed; its router has more of it to send."""
+        self._done[record.number] = self._parts.pop(record.number)
+        self.router.finish(record.number, self.now)
+        self._look()
+
+    def _forget_parts(self, record: Record) -> None:
+        self._parts.pop(record.number, None)
+        self._done.pop(record.number, None)
 
     def _scrape(self, site: _Site) -> None:
         address, asked_s = site.replica.address, self.now
@@ -410,6 +438,7 @@ class Fleet:
         self._tell_world()
         for record in here:
             self.router.finish(record.number, self.now, whole=False)
+            self._forget_parts(record)
             streamed = self._streams[record.number].streamed
             record.stays += ((record.sent_s or 0.0, self.now),)
             record.address = ""
@@ -449,10 +478,13 @@ class Fleet:
 
     def _note_progress(self, which: str) -> None:
         """How many tokens of each unfinished request are computed, at either end of the window."""
+        computed = dict(self._done)
         for site in self._sites.values():
-            for number, tokens in site.engine.progress():
-                record = self._records[int(number)]
-                if which == "start":
-                    record.computed_before = tokens
-                else:
-                    record.computed = tokens
+            for name, tokens in site.engine.progress():
+                computed[int(name)] = max(tokens, computed.get(int(name), 0))
+        for number, tokens in computed.items():
+            record = self._records[number]
+            if which == "start":
+                record.computed_before = tokens
+            else:
+                record.computed = tokens

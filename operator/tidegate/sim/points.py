@@ -60,6 +60,13 @@ def run_points(
     return found
 
 
+def pending(points: Iterable[Point], path: Path) -> list[Point]:
+    """Those of the points and their references that are not in the file."""
+    known = stored(path)
+    wanted = dict.fromkeys(p for point in points for p in (*point.references, point))
+    return [p for p in wanted if _key(p) not in known]
+
+
 def _run(todo: list[Point], workers: int) -> Iterator[tuple[Point, Raw]]:
     if not todo:
         return
@@ -127,10 +134,18 @@ def version(name: str) -> str:
 
 @cache
 def _digest(module: str) -> str:
-    here = Path(headline.__file__)
     # The setting itself, but not what it imports: that is every arm there is.
-    files = [here, *(here.parent / "data").glob("*.csv")]
-    files += [_source(name) for name in imported(module, "tidegate.sim.fleet")]
+    return _digest_of([Path(headline.__file__)], imported(module, "tidegate.sim.fleet"))
+
+
+def code_digest(*modules: str) -> str:
+    """A digest of these modules of ours, all of ours that they import, and the data of the simulator."""
+    return _digest_of([], imported(*modules))
+
+
+def _digest_of(more: list[Path], modules: set[str]) -> str:
+    here = Path(headline.__file__).parent
+    files = [*more, *(here / "data").glob("*.csv"), *map(_source, modules)]
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())

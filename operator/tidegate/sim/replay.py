@@ -21,6 +21,7 @@ from tidegate.adapters.decisions import (
     MeasuredCall,
     RecallCall,
     ReportCall,
+    ServedCall,
     SetWorldCall,
     decode,
     decode_header,
@@ -161,17 +162,25 @@ def _tell(flow: Flow, call: Call) -> Answer:
             flow.report(call.address, call.report, call.own_before, call.own_tokens_before)
         case AdmitCall():
             return flow.admit(call.ask, call.now)
-        case DispatchCall():
-            return tuple(flow.dispatch(call.now))
         case FinishCall():
             return flow.finish(call.request, call.now, whole=call.whole)
         case MeasuredCall():
             flow.measured(call.request, call.prompt_tokens, call.output_tokens)
+        case ServedCall():
+            return flow.served(call.request, call.address, call.now)
+        case _:
+            return _list(flow, call)
+    return None
+
+
+def _list(flow: Flow, call: DispatchCall | ExpireCall | RecallCall) -> Answer:
+    match call:
+        case DispatchCall():
+            return tuple(flow.dispatch(call.now))
         case ExpireCall():
             return tuple(flow.expire(call.now))
         case RecallCall():
             return tuple(flow.recall(call.now))
-    return None
 
 
 def _decided(call: Call) -> dict[str, int]:

@@ -57,6 +57,10 @@ class Router(Protocol):
         """Requests and KV tokens in flight at an endpoint."""
         ...
 
+    def waiting(self) -> Iterator[Ask]:
+        """Everything that is queued."""
+        ...
+
 
 class SiteEngine(Schedules[Any], Protocol):
     """An engine as a fleet runs it; see `Bulk`."""

@@ -21,6 +21,7 @@ class FleetSarathi(Sarathi):
     def __init__(
         self, config: EngineConfig, order: Order, chunk: Chunk, relegation: Relegation | None = None
     ) -> None:
+        config.refuse_cache("the model of Sarathi's scheduler")
         super().__init__(order, chunk, relegation)
         self.config = config
         self._holders: dict[str, int] = {}

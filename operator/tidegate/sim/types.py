@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from tidegate.core.cooperate import Rules
+from tidegate.sim.prefixcache import Block, Text
 
 
 class Policy(StrEnum):
@@ -21,6 +22,7 @@ class EngineConfig:
 
     Defaults are vLLM 0.32's on an A100: 2,048 tokens a step, 256 requests, blocks of 16 tokens.
     `num_blocks` is what vLLM logs as GPU blocks; one of them is its null block and holds no tokens.
+    `enable_prefix_caching` is on in vLLM and off here: most runs know nothing of their texts.
     `cooperation` is not vLLM's: what a scheduler plugin is told, None without one.
     """
 
@@ -31,6 +33,7 @@ class EngineConfig:
     policy: Policy = Policy.FCFS
     scheduler_reserve_full_isl: bool = True
     async_scheduling: bool = True
+    enable_prefix_caching: bool = False
     cooperation: Rules | None = None
 
     def __post_init__(self) -> None:
@@ -45,6 +48,11 @@ class EngineConfig:
         """The same settings under another policy."""
         return replace(self, policy=policy)
 
+    def refuse_cache(self, engine: str) -> None:
+        """For engines that have no prefix cache. Raises ValueError where one is asked for."""
+        if self.enable_prefix_caching:
+            raise ValueError(f"enable_prefix_caching must be off: {engine} has no prefix cache")
+
     def check(self, request: "Request") -> None:
         """Refuse a request that asks for nothing, or that could never fit the KV cache.
 
@@ -53,6 +61,8 @@ class EngineConfig:
         """
         if request.prompt_tokens < 1 or request.output_tokens < 1:
             raise ValueError(f"request {request.id} needs at least one prompt and one output token")
+        if any(tokens < 1 for _, tokens in request.shared):
+            raise ValueError(f"request {request.id}: every part of shared needs at least one token")
         # The last output token is never computed on, so its KV is never stored.
         total = request.prompt_tokens + request.output_tokens - 1
         if total > self.kv_tokens:
@@ -77,6 +87,11 @@ class Request:
 
     What engines that look at promises are told: `pace_s`, the seconds between output tokens; `due_s`, the
     seconds from now until its first token is due, or its last where only that was promised.
+
+    For a prefix cache its text, prompt and answer, is named: the parts of `shared`, each a name and its
+    tokens, and after them the text `text`; empty, one that is nobody else's. Texts are the same as far as
+    their parts are. So a system prompt is `shared`; turns of a conversation, each of which begins with all
+    that was said before, have one `text`; and so have growing prefixes of one prompt.
     """
 
     id: str
@@ -85,26 +100,32 @@ class Request:
     priority: int = 0
     pace_s: float | None = None
     due_s: float = math.inf
+    shared: tuple[tuple[str, int], ...] = ()
+    text: str = ""
 
 
 class Tracked:
     """A request inside the engine, and how far it is.
 
     `computed` counts tokens whose KV is held or being computed by a launched step; `in_flight`
-    counts output tokens that launched steps will deliver (vLLM's output placeholders).
+    counts output tokens that launched steps will deliver (vLLM's output placeholders). `held` are the
+    first of its `blocks`, those that a prefix cache knows; `again`: it was preempted.
     """
 
     __slots__ = (
+        "again",
         "blocks",
         "computed",
         "done",
         "generated",
+        "held",
         "id",
         "in_flight",
         "key",
         "output",
         "prompt",
         "queued",
+        "text",
     )
 
     def __init__(self, request: Request, key: tuple[int, float, int]) -> None:
@@ -119,6 +140,9 @@ class Tracked:
         self.blocks = 0
         self.done = False
         self.queued = False
+        self.again = False
+        self.text = Text(request.id, request.shared, request.text)
+        self.held: list[Block] = []
 
 
 class Work(NamedTuple):
@@ -163,7 +187,11 @@ class TokenEvent(NamedTuple):
 
 @dataclass(slots=True)
 class Counters:
-    """What the engine has done so far. `recomputed_tokens` is KV that preemption threw away."""
+    """What the engine has done so far. `recomputed_tokens` is KV that preemption threw away.
+
+    `cache_queries` are tokens that were looked up in the prefix cache, `cache_hits` those that were there;
+    of requests that are admitted again after a preemption neither, as in vLLM.
+    """
 
     steps: int = 0
     preemptions: int = 0
@@ -172,3 +200,5 @@ class Counters:
     decode_tokens: int = 0
     finished: int = 0
     aborted: int = 0
+    cache_queries: int = 0
+    cache_hits: int = 0

@@ -3,6 +3,7 @@
 import heapq
 from typing import Generic, Protocol, TypeVar
 
+from tidegate.sim.prefixcache import Block, PrefixCache, Text
 from tidegate.sim.types import Counters, EngineConfig, Policy, Request
 
 Key = tuple[int, float, int]
@@ -14,6 +15,9 @@ class Known(Protocol):
 
     id: str
     key: Key
+    text: Text
+    held: list[Block]
+    again: bool
 
     @property
     def done(self) -> bool:
@@ -32,6 +36,8 @@ class Waitroom(Generic[J]):
         self.counters = Counters()
         self.running: list[J] = []
         self.free_blocks = config.usable_blocks
+        """Blocks that nobody holds; some of them may still be found by who shares their text."""
+        self._cache = PrefixCache(config.block_size) if config.enable_prefix_caching else None
         self._known: dict[str, J] = {}
         # Requests that left the queue otherwise than by admission stay in the heap, done.
         self._heap: list[tuple[Key, J]] = []
@@ -83,6 +89,37 @@ class Waitroom(Generic[J]):
     def _leave(self, job: J) -> None:
         """Free a request's slot and KV blocks, whether it runs or waits."""
         raise NotImplementedError
+
+    def _take(self, blocks: int) -> None:
+        """Use up free blocks, so many."""
+        self.free_blocks -= blocks
+        if self._cache is not None:
+            self._cache.fit(self.free_blocks)
+
+    def _give(self, job: J, blocks: int) -> None:
+        """A request lets go of its blocks, so many in all."""
+        self.free_blocks += blocks if self._cache is None else self._cache.leave(job, blocks)
+
+    def _found(self, job: J, total: int) -> list[Block]:
+        """The blocks that a request of so many tokens finds computed, when it is admitted."""
+        return [] if self._cache is None else self._cache.find(job, total)
+
+    def _room(self, found: list[Block], tokens: int) -> bool:
+        """Whether the free blocks hold the first so many tokens of a request that found some of them."""
+        wanted = -(-tokens // self.config.block_size) - len(found)
+        return wanted + PrefixCache.free(found) <= self.free_blocks
+
+    def _enter(self, job: J, found: list[Block], total: int, tokens: int) -> int:
+        """Admit a request of `total` tokens: blocks for the first so many of them; returns how many."""
+        blocks = -(-tokens // self.config.block_size)
+        if self._cache is not None:
+            if not job.again:
+                self.counters.cache_queries += total
+                self.counters.cache_hits += len(found) * self.config.block_size
+            self.free_blocks -= PrefixCache.free(found)
+            self._cache.share(job, found)
+        self._take(blocks - len(found))
+        return blocks
 
     def _enqueue(self, job: J) -> None:
         """Put a request into the queue, or back into it."""

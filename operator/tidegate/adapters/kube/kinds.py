@@ -46,4 +46,6 @@ TOKEN_REVIEW: Final = Kind("authentication.k8s.io/v1", "tokenreviews", "TokenRev
 ACCESS_REVIEW: Final = Kind(
     "authorization.k8s.io/v1", "subjectaccessreviews", "SubjectAccessReview", namespaced=False
 )
+INFERENCE_POOL: Final = Kind("inference.networking.k8s.io/v1", "inferencepools", "InferencePool")
+HTTP_ROUTE: Final = Kind("gateway.networking.k8s.io/v1", "httproutes", "HTTPRoute")
 LEASE: Final = Kind("coordination.k8s.io/v1", "leases", "Lease")

@@ -74,6 +74,17 @@ def count_tokens(text: str) -> int:
     return max(1, -(-len(text.encode()) // BYTES_PER_TOKEN))
 
 
+def prompt_blocks(text: str | Sequence[int], block_size: int) -> tuple[tuple[str, int], ...]:
+    """The full KV blocks of a prompt, text or token ids: a digest of what is in each, and its tokens."""
+    raw: bytes | Sequence[int] = text.encode() if isinstance(text, str) else text
+    size = block_size * BYTES_PER_TOKEN if isinstance(raw, bytes) else block_size
+    parts = (raw[i : i + size] for i in range(0, len(raw) - size + 1, size))
+    return tuple(
+        (blake2b(p if isinstance(p, bytes) else repr(p).encode(), digest_size=16).hexdigest(), block_size)
+        for p in parts
+    )
+
+
 def draw_output(prompt: bytes, min_tokens: int, max_tokens: int) -> tuple[int, bool]:
     """How long the answer to a prompt is, and whether it ended by itself.
 

@@ -126,7 +126,13 @@ class Server:
         signal = Signal()
         generations = [
             Generation(
-                Request(str(next(self._ids)), prompt.tokens, prompt.output_tokens, job.priority),
+                Request(
+                    str(next(self._ids)),
+                    prompt.tokens,
+                    prompt.output_tokens,
+                    job.priority,
+                    shared=prompt.blocks,
+                ),
                 signal,
                 each_token=job.stream,
                 finish_reason=prompt.finish_reason,

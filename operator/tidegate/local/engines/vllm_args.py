@@ -26,7 +26,6 @@ _HARMLESS = frozenset(
         "--gpu-memory-utilization",
         "--load-format",
         "--no-enable-log-requests",
-        "--no-enable-prefix-caching",
         "--tokenizer",
         "--trust-remote-code",
         "--uvicorn-log-level",
@@ -81,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-parallel-size", "-dp", type=_positive, default=1)
     parser.add_argument("--shutdown-timeout", type=float, default=0.0)
     parser.add_argument("--async-scheduling", action=argparse.BooleanOptionalAction, default=True)
+    # vLLM's default is on. Here it is asked for: most loads repeat the same few texts.
+    parser.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--scheduler-reserve-full-isl", action=argparse.BooleanOptionalAction, default=True)
     return parser
 
@@ -123,6 +124,7 @@ def parse(argv: Sequence[str], knobs: Knobs) -> VllmArgs:
             policy=Policy(known.scheduling_policy),
             scheduler_reserve_full_isl=known.scheduler_reserve_full_isl,
             async_scheduling=known.async_scheduling,
+            enable_prefix_caching=known.enable_prefix_caching,
         )
     except ValueError as error:
         parser.error(str(error))

@@ -12,7 +12,7 @@ def render(driver: EngineDriver, model: str) -> str:
     cache = labels(
         {
             "block_size": config.block_size,
-            "enable_prefix_caching": False,
+            "enable_prefix_caching": config.enable_prefix_caching,
             "engine": "0",
             "num_gpu_blocks": config.num_blocks,
         }
@@ -29,9 +29,8 @@ def render(driver: EngineDriver, model: str) -> str:
     lines += family("vllm:engine_sleep_state", "gauge", "Engine sleep state; awake = 1.", asleep)
     for name, help_, value in (
         ("num_preemptions_total", "Cumulative number of preemptions.", engine.counters.preemptions),
-        # Prefix caching is not emulated: nothing is ever looked up, as with it switched off.
-        ("prefix_cache_queries_total", "Prefix cache queries, in tokens.", 0),
-        ("prefix_cache_hits_total", "Prefix cache hits, in tokens.", 0),
+        ("prefix_cache_queries_total", "Prefix cache queries, in tokens.", engine.counters.cache_queries),
+        ("prefix_cache_hits_total", "Prefix cache hits, in tokens.", engine.counters.cache_hits),
         ("prompt_tokens_total", "Number of prefill tokens processed.", stats.prompt_tokens),
         ("generation_tokens_total", "Number of generation tokens processed.", stats.generation_tokens),
     ):

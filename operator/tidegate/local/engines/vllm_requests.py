@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from tidegate.local.engines.common import count_tokens, draw_output
+from tidegate.local.engines.common import count_tokens, draw_output, prompt_blocks
 from tidegate.local.engines.vllm_args import VllmArgs
 from tidegate.sim.types import Policy
 
@@ -45,11 +45,15 @@ def json_response(
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt: its length, and how many tokens answer it. `ends` when the answer ends by itself."""
+    """One prompt: its length, and how many tokens answer it. `ends` when the answer ends by itself.
+
+    `blocks` are its full KV blocks for a prefix cache, each with its tokens; nothing without one.
+    """
 
     tokens: int
     output_tokens: int
     ends: bool
+    blocks: tuple[tuple[str, int], ...] = ()
 
     @property
     def finish_reason(self) -> str:
@@ -211,11 +215,12 @@ def _sized(body: Mapping[str, Any], text: str | list[int], args: VllmArgs, *, ch
         raise ApiError(
             400, f"min_tokens must be in [0, max_tokens={wanted}], got {least}.", param="min_tokens"
         )
+    blocks = prompt_blocks(text, args.engine.block_size) if args.engine.enable_prefix_caching else ()
     if _field(body, "ignore_eos", bool):
-        return Prompt(tokens, wanted, ends=False)
+        return Prompt(tokens, wanted, ends=False, blocks=blocks)
     raw = text.encode() if isinstance(text, str) else repr(text).encode()
     output, ends = draw_output(raw, least, wanted)
-    return Prompt(tokens, output, ends)
+    return Prompt(tokens, output, ends, blocks)
 
 
 def _max_tokens(body: Mapping[str, Any]) -> int | None:

@@ -1,6 +1,6 @@
 """What a picker counts, as its metrics say it: around any router, which knows nothing of it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from tidegate.core.flowtypes import Ask, Dispatch, Ended, Endpoint, Model, ModelKey, Refused
 from tidegate.core.load import EngineReport
@@ -78,6 +78,10 @@ class Counted:
     def report(self, address: str, report: EngineReport, own_before: int, own_tokens_before: int) -> None:
         """Take an engine's own counts."""
         self._router.report(address, report, own_before, own_tokens_before)
+
+    def waiting(self) -> Iterator[Ask]:
+        """Everything that is queued."""
+        return self._router.waiting()
 
     def held(self, address: str) -> tuple[int, int]:
         """Requests and KV tokens in flight at an endpoint."""

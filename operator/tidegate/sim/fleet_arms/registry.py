@@ -5,7 +5,9 @@ from functools import partial
 from inspect import signature
 from typing import Final
 
+from tidegate.sim.fleet_arms.aborting import aborting, steps
 from tidegate.sim.fleet_arms.deadlines import edf, edf_clairvoyant, edf_dynamic, qoserve
+from tidegate.sim.fleet_arms.growing import growing
 from tidegate.sim.fleet_arms.limits import aimd, cap, holdback, release
 from tidegate.sim.fleet_arms.packing import alone, packing, packing_cap, silos
 from tidegate.sim.fleet_arms.priority import priority
@@ -15,6 +17,7 @@ from tidegate.sim.fleet_arms.tiers import cooperating, ours_cooperating, tiers
 from tidegate.sim.router import Arm
 
 ARMS: Final[dict[str, Callable[..., Arm]]] = {
+    "aborting": aborting,
     "aimd": aimd,
     "alone": alone,
     "cap": cap,
@@ -23,6 +26,7 @@ ARMS: Final[dict[str, Callable[..., Arm]]] = {
     "edf-clairvoyant": edf_clairvoyant,
     "edf-dynamic": edf_dynamic,
     "fifo": fifo,
+    "growing": growing,
     "holdback": holdback,
     "packing": packing,
     "packing-cap": packing_cap,
@@ -33,6 +37,7 @@ ARMS: Final[dict[str, Callable[..., Arm]]] = {
     "qoserve": qoserve,
     "silos": silos,
     "soft-reflective": soft_reflective,
+    "steps": steps,
     "tiers": tiers,
     "ours": ours,
     "ours-cooperating": ours_cooperating,
