@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from support.chat import Caller
 from support.fake_engine import FakeEngine
 from support.gateway import EnvoyProcess, PickerProcess
+from support.served import error_of, make_pod, set_ready, token_for
 from support.wait import eventually
 from tidegate.adapters.kube import Kube, kinds
 from tidegate.cli.main import app
@@ -85,61 +86,6 @@ async def classes(kube: Kube) -> None:
         await kube.apply(kinds.QOS_CLASS, full, manager="test", force=True)
 
 
-async def token_for(kube: Kube, namespace: str, account: str, uses: list[str]) -> str:
-    """A ServiceAccount with the verb `use` on these classes, and a token of it."""
-    meta = {"namespace": namespace, "name": account}
-    await kube.create(kinds.SERVICE_ACCOUNT, {"metadata": meta})
-    if uses:
-        role = f"{namespace}-{account}"
-        rule = {
-            "apiGroups": ["tidegate.dev"],
-            "resources": ["qosclasses"],
-            "verbs": ["use"],
-            "resourceNames": uses,
-        }
-        await kube.create(kinds.CLUSTER_ROLE, {"metadata": {"name": role}, "rules": [rule]})
-        binding = {
-            "metadata": {"name": role},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
-            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
-        }
-        await kube.create(kinds.CLUSTER_ROLE_BINDING, binding)
-    request = {"metadata": {"namespace": namespace}, "spec": {"expirationSeconds": 3600}}
-    answer = await kube.create(kinds.SERVICE_ACCOUNT, request, name=account, subresource="token")
-    return str(answer["status"]["token"])
-
-
-async def make_pod(
-    kube: Kube, namespace: str, model: str, lane: str, port: int, *, slots: int = 4, ready: bool = True
-) -> str:
-    name = f"engine-{uuid.uuid4().hex[:6]}"
-    labels = {"tidegate.dev/model": model, "tidegate.dev/qos-class": lane}
-    container = {"name": "engine", "image": "x", "ports": [{"name": "http", "containerPort": port}]}
-    pod = {
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "labels": labels,
-            "annotations": {"tidegate.dev/slots": str(slots)},
-        },
-        "spec": {"schedulerName": "nobody", "containers": [container]},
-    }
-    await kube.create(kinds.POD, pod)
-    await set_ready(kube, namespace, name, ready)
-    return name
-
-
-async def set_ready(kube: Kube, namespace: str, pod: str, ready: bool) -> None:
-    condition = {"type": "Ready", "status": "True" if ready else "False"}
-    status = {
-        "phase": "Running",
-        "podIP": "127.0.0.1",
-        "podIPs": [{"ip": "127.0.0.1"}],
-        "conditions": [condition],
-    }
-    await kube.merge(kinds.POD, pod, {"status": status}, namespace, subresource="status")
-
-
 MakeModel = Callable[..., Awaitable[Model]]
 
 
@@ -194,14 +140,6 @@ async def make_model(
         yield make
         for engine in engines:
             await engine.stop()
-
-
-def error_of(response: httpx.Response) -> dict[str, Any]:
-    """The error, whose shape must be OpenAI's."""
-    assert response.headers["content-type"] == "application/json"
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    return dict(error)
 
 
 # ── configuration ───────────────────────────────────────────────────────────────────────────────

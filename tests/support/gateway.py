@@ -16,6 +16,7 @@ from support.ports import free_ports
 from support.wait import PATIENCE_S, wait_for
 from tidegate.local import binaries
 from tidegate.render.envoy import bootstrap
+from tidegate.render.envoy_auth import GatewayAuth
 
 
 @dataclass
@@ -96,6 +97,7 @@ class EnvoyProcess:
     folder: Path
     picker_port: int
     measure_port: int | None = None
+    auth: GatewayAuth | None = None
     ports: list[int] = field(default_factory=lambda: free_ports(2))
     process: subprocess.Popen[bytes] | None = None
 
@@ -111,6 +113,7 @@ class EnvoyProcess:
             picker_host="127.0.0.1",
             picker_port=self.picker_port,
             measure_port=self.measure_port,
+            auth=self.auth,
         )
         path = self.folder / "envoy.json"
         path.write_text(json.dumps(config))

@@ -1,11 +1,13 @@
 """What is installed into a cluster, and the committed files made from it."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from tidegate.api.chart import Gateway, Values, values_schema
 from tidegate.cli.manifests import app
 from tidegate.render import manifests
 from tidegate.render.rbac import PARTS, edit_rules, view_rules
@@ -75,6 +77,19 @@ def test_chart_takes_the_release_namespace_and_nothing_else():
         "'{{ .Release.Namespace }}'"
     }
     assert "{{" not in manifests.files()["charts/tidegate/templates/admission.yaml"]
+
+
+def test_the_chart_s_values_are_its_defaults() -> None:
+    raw = yaml.safe_load((ROOT / "charts/tidegate/values.yaml").read_text())
+    assert Values.model_validate(raw) == Values()
+    assert set(raw["gateway"]) == {f.alias for f in Gateway.model_fields.values()}
+
+
+def test_the_values_schema_is_json_schema() -> None:
+    schema = values_schema()
+    assert set(schema["properties"]) == {"identity", "gateway", "monitoring", "global"}
+    assert schema["additionalProperties"] is False
+    assert "x-kubernetes" not in json.dumps(schema)
 
 
 @pytest.mark.parametrize("command", ["crds", "rbac", "admission", "all"])

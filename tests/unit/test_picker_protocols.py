@@ -10,6 +10,7 @@ from tidegate.core.types import QoSClass, TenantFrom, Tenants
 from tidegate.facts.endpoints import ServedModel
 from tidegate.picker import classify
 from tidegate.picker.engines import read_report
+from tidegate.picker.identity import Caller
 from tidegate.picker.protocols import (
     KSERVE,
     OPENAI,
@@ -165,12 +166,19 @@ WHO = {
 @pytest.mark.parametrize(("source", "user", "headers", "expected"), WHO.values(), ids=WHO)
 def test_who_the_tenant_is(source: TenantFrom, user: str, headers: dict[str, str], expected: str) -> None:
     qos = QoSClass("c", 1, tenants=Tenants(source, "x-team"))
-    assert classify.tenant(qos, user, MODEL, headers) == expected
+    assert classify.tenant(qos, Caller(user), MODEL, headers) == expected
+
+
+def test_a_tenant_that_the_gateway_has_checked_goes_before_a_header() -> None:
+    caller = Caller("ann", tenant="acme")
+    for source, expected in ((TenantFrom.HEADER, "acme"), (TenantFrom.USER, "ann"), (TenantFrom.NONE, "")):
+        qos = QoSClass("c", 1, tenants=Tenants(source, "x-team"))
+        assert classify.tenant(qos, caller, MODEL, {"x-team": "red"}) == expected
 
 
 def test_a_long_name_of_a_tenant_is_kept_by_its_digest() -> None:
     qos = QoSClass("c", 1, tenants=Tenants(TenantFrom.HEADER, "x-team"))
-    names = {classify.tenant(qos, "", MODEL, {"x-team": "x" * 5000 + end}) for end in "ab"}
+    names = {classify.tenant(qos, Caller(""), MODEL, {"x-team": "x" * 5000 + end}) for end in "ab"}
     assert [len(name) for name in names] == [64, 64]
 
 

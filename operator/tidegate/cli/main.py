@@ -14,6 +14,7 @@ from tidegate.cli import (
     controller,
     demo,
     extender,
+    gateway,
     load,
     local,
     manifests,
@@ -43,6 +44,7 @@ app.command("top")(top.top)
 app.command("controller")(controller.controller)
 app.command("extender")(extender.extender)
 app.command("picker")(picker.picker)
+app.command("gateway")(gateway.gateway)
 app.command("replay")(replay.replay)
 app.command("profile")(profile.profile)
 

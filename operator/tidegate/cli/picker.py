@@ -34,6 +34,15 @@ def picker(
             "--trust-class-header", help="Believe x-tidegate-qos: a gateway before this one checks callers."
         ),
     ] = False,
+    identity: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="File that says where a caller's identity may come from (docs/tasks/identity.md); left out: "
+            "bearer tokens that the API server knows.",
+        ),
+    ] = None,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Largest request body.")] = 16 << 20,
     fallbacks: Annotated[
         int,
@@ -69,11 +78,18 @@ def picker(
     """Run the endpoint picker: Envoy asks it where each request goes, and when."""
     import asyncio
 
+    from tidegate.api.common import InvalidObject
+    from tidegate.api.identity import IdentitySources, load
     from tidegate.picker.server import Options, run
 
     log_to_stderr(log_level, log_format)
     if (tls_cert_file is None) != (tls_key_file is None):
         raise typer.BadParameter("--tls-cert-file and --tls-key-file go together: give both, or neither")
+    try:
+        sources = load(identity) if identity is not None else IdentitySources()
+    except (InvalidObject, OSError) as error:
+        typer.echo(f"tidegate picker: --identity: {error}", err=True)
+        raise typer.Exit(2) from error
     options = Options(
         host=host,
         ext_proc_port=ext_proc_port,
@@ -87,6 +103,7 @@ def picker(
         drain_s=drain_seconds,
         fallbacks=fallbacks,
         tls=(tls_cert_file, tls_key_file) if tls_cert_file and tls_key_file else None,
+        identity=sources,
         decision_log=decision_log,
         decision_log_max_bytes=decision_log_max_bytes,
     )

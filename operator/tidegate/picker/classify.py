@@ -7,6 +7,7 @@ from typing import Final
 
 from tidegate.core.types import QoSClass, TenantFrom
 from tidegate.facts.endpoints import ServedModel
+from tidegate.picker.identity import Caller
 
 CLASS_HEADERS: Final = ("x-tidegate-qos", "x-llm-d-inference-objective", "x-gateway-inference-objective")
 """The first that is there counts; the others are the ecosystem's names for the same."""
@@ -56,17 +57,18 @@ def trusted(model: ServedModel, named: str | None, classes: Mapping[str, QoSClas
     return min(found, key=lambda c: (classes[c].priority, c))
 
 
-def tenant(qos: QoSClass, user: str, model: ServedModel, headers: Mapping[str, str]) -> str:
+def tenant(qos: QoSClass, caller: Caller, model: ServedModel, headers: Mapping[str, str]) -> str:
     """Who the tenant is by the class's rule; empty where it has none, or where nothing says who it is."""
     match qos.tenants.source:
         case TenantFrom.NAMESPACE:
-            account = user.removeprefix(_SERVICE_ACCOUNT)
-            name = account.partition(":")[0] if account != user else model.key[0]
+            account = caller.user.removeprefix(_SERVICE_ACCOUNT)
+            name = account.partition(":")[0] if account != caller.user else model.key[0]
         case TenantFrom.USER:
-            name = user
+            name = caller.user
         case TenantFrom.HEADER:
             names = (qos.tenants.header, *TENANT_HEADERS)
-            name = next((value for n in names if (value := headers.get(n, "").strip())), "")
+            said = next((value for n in names if (value := headers.get(n, "").strip())), "")
+            name = caller.tenant or said  # what the gateway has checked, before what anybody may write
         case TenantFrom.NONE:
             name = ""
     return name if len(name) <= _MAX_TENANT else hashlib.sha256(name.encode()).hexdigest()

@@ -67,6 +67,8 @@ class Exchange:
     def __init__(self, max_body: int = DEFAULT_MAX_BODY) -> None:
         self.phase = Phase.HEADERS
         self.headers: dict[str, str] = {}
+        self.repeated: set[str] = set()
+        """Names of headers that came more than once."""
         self.way: Route = route("", "")
         self.received = 0
         self.status = 0
@@ -207,7 +209,11 @@ class Exchange:
         message = first.request_headers
         for header in message.headers.headers:
             value = header.raw_value.decode("latin-1") if header.raw_value else header.value
-            self.headers.setdefault(header.key.lower(), value)
+            name = header.key.lower()
+            if name in self.headers:
+                self.repeated.add(name)
+            else:
+                self.headers[name] = value
         if first.HasField("metadata_context"):
             self.subset = _subset(first)
         self.way = route(self.headers.get(":method", ""), self.headers.get(":path", ""))

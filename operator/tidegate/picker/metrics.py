@@ -52,6 +52,13 @@ class Metrics:
             ("outcome",),
             registry=self.registry,
         )
+        self.reviews = Counter(
+            "tidegate_identity_reviews",
+            "Questions to the API server of who calls (token) and of what they may use (access): good, bad, "
+            "failed, or crowded: not put, because too many unknown callers are being looked up.",
+            ("review", "outcome"),
+            registry=self.registry,
+        )
         self.log_stops = Counter(
             "tidegate_decision_log_stops",
             "Times that recording decisions was given up: disk, behind, full, unwritable or raised.",
@@ -94,6 +101,10 @@ class Metrics:
     def ended(self, model: ModelKey, qos_class: str, outcome: str) -> None:
         """Count a request out. Empty names: it ended before they were known."""
         self.requests.labels(*model, qos_class, outcome).inc()
+
+    def reviewed(self, review: str, outcome: str) -> None:
+        """Count a question to the API server."""
+        self.reviews.labels(review, outcome).inc()
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

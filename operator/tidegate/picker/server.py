@@ -6,7 +6,7 @@ import logging
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,13 +19,14 @@ from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as pb_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tidegate.adapters.kube import Kube
+from tidegate.api.identity import IdentitySources
 from tidegate.core.flow import Flow, Policy
 from tidegate.picker.cluster import Cluster
 from tidegate.picker.decisionlog import MAX_BYTES, DecisionLog, RecordedFlow, Stop
 from tidegate.picker.desk import Desk
 from tidegate.picker.engines import Engines
 from tidegate.picker.exchange import DEFAULT_MAX_BODY, ProtocolError
-from tidegate.picker.identity import Identity
+from tidegate.picker.identity import Identity, Limits, strangers
 from tidegate.picker.measure import server as measure
 from tidegate.picker.service import RecalledError, Service, Settings
 
@@ -60,6 +61,7 @@ class Options:
     fallbacks: int = 0
     tls: tuple[Path, Path] | None = None
     """Files of the certificate and its key, for gateways that speak TLS to the picker."""
+    identity: IdentitySources = field(default_factory=IdentitySources)
     decision_log: Path | None = None
     decision_log_max_bytes: int = MAX_BYTES
 
@@ -96,8 +98,16 @@ class Picker:
         policy = Policy(qos=options.qos, fallbacks=options.fallbacks)
         self.decisions = self._decision_log(policy)
         self.desk = Desk(RecordedFlow(policy, self.decisions) if self.decisions else Flow(policy))
-        settings = Settings(options.qos, options.trust_class_header, options.max_body)
-        self.service = Service(self.desk, Identity(kube, self.desk.clock), settings)
+        sources = options.identity
+        settings = Settings(options.qos, options.trust_class_header, options.max_body, sources=sources)
+        self.identity = Identity(
+            kube,
+            self.desk.clock,
+            audiences=sources.tokens.audiences,
+            limits=Limits(strangers(sources.tokens.unknown_per_second)),
+            count=self.desk.metrics.reviewed,
+        )
+        self.service = Service(self.desk, self.identity, settings)
         self.cluster = Cluster(kube, self.desk)
         self.engines = Engines(self.desk)
         self.stopping = False
@@ -144,7 +154,13 @@ class Picker:
             self.decisions.start()
         await checks.start()
         await self._health.set("liveness", health_pb2.HealthCheckResponse.SERVING)
-        loops = [self.cluster.run(), self.engines.run(), self.desk.run(), self._announce()]
+        loops = [
+            self.cluster.run(),
+            self.engines.run(),
+            self.desk.run(),
+            self.identity.run(),
+            self._announce(),
+        ]
         tasks = [asyncio.create_task(loop) for loop in loops]
         await logs.start()
         await ext_proc.start()
@@ -204,6 +220,7 @@ class Picker:
     async def _state(self, _request: web.Request) -> web.Response:
         state = self.desk.flow.snapshot(self.desk.clock())
         state["api_server_connected"] = self.cluster.connected
+        state["identity"] = self.identity.snapshot()
         state["models"] = sorted(self.desk.world.by_name)
         state["notes"] = list(self.desk.world.notes)
         running = Counter((*ask.model, ask.qos_class) for ask, _ in self.desk.flow.in_flight())

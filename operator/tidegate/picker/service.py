@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
+from tidegate.api.identity import IdentitySources
 from tidegate.core.flow import Ask, Dispatch, ModelKey, Refused
 from tidegate.core.types import QoSClass
 from tidegate.facts.endpoints import ServedModel
 from tidegate.picker import classify
+from tidegate.picker.asking import CrowdedError, UnknowableError
+from tidegate.picker.credentials import AUTHORIZATION, BadCredentialsError, Credentials
 from tidegate.picker.desk import Desk
 from tidegate.picker.exchange import DEFAULT_MAX_BODY, Exchange, Outcome, Phase
-from tidegate.picker.identity import ANONYMOUS, Caller, Identity, InvalidTokenError, UnknowableError
+from tidegate.picker.identity import ANONYMOUS, Caller, Identity, InvalidTokenError
 from tidegate.picker.measure.record import unix_s
 from tidegate.picker.protocols import (
     KSERVE,
@@ -29,7 +32,7 @@ from tidegate.picker.protocols import (
     read_body,
     with_priority,
 )
-from tidegate.render.envoy import ATTEMPT_HEADER, ATTEMPTS, KEPT_BODY
+from tidegate.render.envoy import ATTEMPT_HEADER, ATTEMPTS, DESTINATION_HEADER, KEPT_BODY
 from tidegate.render.measure import ARRIVED_HEADER, REQUEST_HEADER
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,8 @@ class Settings:
     """How often a request may be taken back from its engine."""
     start_patience_s: float = 5.0
     """How long a request is held while the first facts are still being listed."""
+    sources: IdentitySources = field(default_factory=IdentitySources)
+    """Where a caller's identity may come from."""
 
 
 @dataclass(slots=True)
@@ -99,6 +104,7 @@ class Service:
     def __init__(self, desk: Desk, identity: Identity, settings: Settings | None = None) -> None:
         self.desk, self.identity = desk, identity
         self.settings = settings or Settings()
+        self.credentials = Credentials(self.settings.sources)
         self.receiving = 0
 
     async def serve(self, read: Read, write: Write) -> None:
@@ -186,11 +192,17 @@ class Service:
         if self.settings.trust_class_header:
             return ANONYMOUS
         try:
-            return await self.identity.caller(exchange.headers.get("authorization"))
+            shown = self.credentials.presented(exchange.headers, exchange.repeated)
+            if isinstance(shown, Caller):
+                return shown
+            return await self.identity.caller(shown.authorization)
+        except BadCredentialsError as error:
+            asks = {"www_authenticate": "Bearer"} if error.status == 401 else {}
+            raise _RefusedError(error.status, error.code, str(error), **asks) from error
         except InvalidTokenError as error:
             raise _RefusedError(401, "invalid_token", str(error), www_authenticate="Bearer") from error
         except UnknowableError as error:
-            raise _RefusedError(503, "identity_unknown", str(error), retry_after="1") from error
+            raise _unknown(error) from error
 
     async def _infer(self, request: _Request, read: Read, write: Write) -> bool:
         """Queue a request and hand it over. False: its client has left meanwhile."""
@@ -201,7 +213,7 @@ class Service:
             raise _RefusedError(error.status, "bad_request", str(error), param=error.param) from error
         model = request.model = self._find(exchange, body.model)
         qos = await self._classify(request, model)
-        tenant = classify.tenant(qos, request.caller.user, model, exchange.headers)
+        tenant = classify.tenant(qos, request.caller, model, exchange.headers)
         ask = Ask(
             id=request.number,
             model=model.key,
@@ -278,7 +290,7 @@ class Service:
         try:
             chosen = await self.identity.first_allowed(caller, found)
         except UnknowableError as error:
-            raise _RefusedError(503, "identity_unknown", str(error), retry_after="1") from error
+            raise _unknown(error) from error
         if chosen is not None and chosen in self.desk.world.classes:
             return chosen
         return classify.Denied(
@@ -323,7 +335,10 @@ class Service:
             if length is not None:
                 headers[_BINARY_HEADER] = str(length)
         # The token is the caller's key to the cluster; no engine needs it.
-        drop = (ARRIVED_HEADER, *(() if self.settings.trust_class_header else ("authorization",)))
+        kept = {DESTINATION_HEADER, *headers}
+        if self.settings.trust_class_header:
+            kept.add(AUTHORIZATION)
+        drop = tuple(n for n in self.credentials.hidden(exchange.headers) if n not in kept)
         named = (to.address, *to.fallbacks)
         await _write_all(write, exchange.send(*named, headers=headers, drop=drop, body=body))
 
@@ -373,6 +388,11 @@ class Service:
             path = exchange.headers.get(":path", "").partition("?")[0]
             method = exchange.headers.get(":method", "")
             raise _RefusedError(404, "unknown_url", f"there is no {method} {path} here")
+
+
+def _unknown(error: UnknowableError) -> _RefusedError:
+    status, code = (429, "too_many_unknown") if isinstance(error, CrowdedError) else (503, "identity_unknown")
+    return _RefusedError(status, code, str(error), retry_after=str(error.retry_after_s))
 
 
 async def _write_all(write: Write, replies: list[pb.ProcessingResponse]) -> None:

@@ -9,9 +9,11 @@ choices were seen on Envoy 1.40 and are listed in docs/concepts/request-path.md.
 """
 
 import ipaddress
+from collections.abc import Iterable
 from typing import Any, Final
 
 from tidegate.render import measure
+from tidegate.render.envoy_auth import GatewayAuth
 
 DESTINATION_HEADER: Final = "x-gateway-destination-endpoint"
 """Names the engine, `ip:port`. Set by the picker only; a client's own is removed."""
@@ -25,10 +27,12 @@ STRIPPED_HEADERS: Final = (
     "x-envoy-original-dst-host",
     "x-vllm-priority",
     "x-tidegate-class",
-    "x-tidegate-user",
+    "x-tidegate-client",
     "x-tidegate-groups",
     measure.REQUEST_HEADER,
     measure.ARRIVED_HEADER,
+    "x-tidegate-jwt",
+    "x-tidegate-user",
     "x-envoy-attempt-count",
     # A client of a private address counts as internal, and Envoy would obey these.
     "x-envoy-expected-rq-timeout-ms",
@@ -74,6 +78,7 @@ def bootstrap(  # noqa: PLR0913 -- all by name, one place to see what can be cho
     access_log: str | None = None,
     max_connections: int = 10_000,
     measure_port: int | None = None,
+    auth: GatewayAuth | None = None,
 ) -> Config:
     """Build the bootstrap as a dict; written as JSON or YAML it is what `envoy -c` reads.
 
@@ -89,19 +94,21 @@ def bootstrap(  # noqa: PLR0913 -- all by name, one place to see what can be cho
         access_log: File for the access log, such as `/dev/stderr`; None writes none.
         max_connections: Open client connections beyond which new ones are refused.
         measure_port: The picker's port for what is measured of answers; None measures nothing.
+        auth: What Envoy checks of callers by itself: JWTs and API keys.
     """
     config = {
         "node": {"id": "tidegate-gateway", "cluster": "tidegate"},
         "admin": {"address": _address(admin_host, admin_port)},
         "static_resources": {
             "listeners": [
-                _gateway_listener(listen_host, listen_port, access_log),
+                _gateway_listener(listen_host, listen_port, access_log, auth),
                 _admission_listener(failure_mode_allow),
             ],
             "clusters": [
                 _admission_cluster(),
                 _picker_cluster(picker_host, picker_port),
                 _engines_cluster(),
+                *(auth.clusters() if auth is not None else ()),
             ],
         },
         "bootstrap_extensions": [
@@ -137,9 +144,13 @@ def _measure(config: Config, cluster: Config) -> None:
     resources["clusters"].append(cluster)
 
 
-def _gateway_listener(host: str, port: int, access_log: str | None) -> Config:
-    """What clients talk to: takes their internal headers away, and tries again."""
-    manager = _manager("gateway", _route("admission", _again()), [_strip_filter(), _router_filter()])
+def _gateway_listener(host: str, port: int, access_log: str | None, auth: GatewayAuth | None) -> Config:
+    """What clients talk to: takes their internal headers away, checks who they are, and tries again."""
+    forged = (*STRIPPED_HEADERS, *(auth.forged() if auth is not None else ()))
+    checks = auth.filters() if auth is not None else []
+    route = _route("admission", _again())
+    routes = auth.routes(route) if auth is not None else [route]
+    manager = _manager("gateway", routes, [_strip_filter(forged), *checks, _router_filter()])
     manager |= {
         "http2_protocol_options": {"max_concurrent_streams": 1000},
         "use_remote_address": True,
@@ -166,11 +177,11 @@ def _admission_listener(failure_mode_allow: bool) -> Config:
     # Only what surely never reached the engine is sent there again.
     again = {"retry_on": "connect-failure,refused-stream,reset-before-request", "num_retries": 1}
     filters = [_picker_filter(failure_mode_allow), _router_filter()]
-    manager = _manager("admission", _route("engines", again), filters)
+    manager = _manager("admission", [_route("engines", again)], filters)
     return {"name": "admission", "internal_listener": {}, "filter_chains": [_chain(manager)]}
 
 
-def _manager(name: str, route: Config, filters: list[Config]) -> Config:
+def _manager(name: str, routes: list[Config], filters: list[Config]) -> Config:
     return _typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=name,
@@ -185,7 +196,7 @@ def _manager(name: str, route: Config, filters: list[Config]) -> Config:
                 {
                     "name": "all",
                     "domains": ["*"],
-                    "routes": [route],
+                    "routes": routes,
                     "include_request_attempt_count": name == "gateway",
                 }
             ],
@@ -219,12 +230,12 @@ def _again() -> Config:
     }
 
 
-def _strip_filter() -> Config:
+def _strip_filter(names: Iterable[str]) -> Config:
     return {
         "name": "envoy.filters.http.header_mutation",
         "typed_config": _typed(
             "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
-            mutations={"request_mutations": [{"remove": name} for name in STRIPPED_HEADERS]},
+            mutations={"request_mutations": [{"remove": name} for name in dict.fromkeys(names)]},
         ),
     }
 
@@ -263,23 +274,47 @@ def _local_replies() -> Config:
     """Envoy's own errors in OpenAI's shape; the picker's immediate answers are left as they are."""
     picker = 'response.code_details.contains("ext_proc_error")'
     engine = 'response.code_details.contains("upstream_reset_before_response_started")'
+    no_keys = 'response.code_details.contains("Jwks_remote_fetch")'
+    denied = 'response.code_details.contains("jwt_authn_access_denied") || response.code == 401'
     other = f'!response.code_details.contains("{LOCAL_DETAILS}")'
     return {
         "mappers": [
             _reply(picker, "the picker, which admits requests, did not answer; try again", again=True),
             _reply(engine, "the engine went away before it answered; try again", again=True),
+            _auth_reply(no_keys, 503, "identity_unknown", "server_error"),
+            _auth_reply(denied, 401, "invalid_token", "authentication_error"),
             _reply(other, "gateway: %LOCAL_REPLY_BODY%"),
         ]
     }
 
 
-def _reply(expression: str, message: str, *, again: bool = False) -> Config:
-    matches = {
+def _matches(expression: str) -> Config:
+    return {
         "name": "envoy.access_loggers.extension_filters.cel",
         "typed_config": _typed(
             "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter", expression=expression
         ),
     }
+
+
+def _auth_reply(expression: str, status: int, code: str, kind: str) -> Config:
+    """What Envoy's own checks of callers refuse, as the picker would say it."""
+    error = {"message": "gateway: %LOCAL_REPLY_BODY%", "type": kind, "param": None, "code": code}
+    reply: Config = {
+        "filter": {
+            "extension_filter": _matches(
+                f"({expression}) && !response.code_details.contains('{LOCAL_DETAILS}')"
+            )
+        },
+        "status_code": status,
+        "body_format_override": {"json_format": {"error": error}},
+    }
+    if status == 503:
+        reply["headers_to_add"] = [{"header": {"key": "retry-after", "value": "5"}}]
+    return reply
+
+
+def _reply(expression: str, message: str, *, again: bool = False) -> Config:
     error = {
         "message": f"{message} (%RESPONSE_CODE_DETAILS%)",
         "type": "gateway_error",
@@ -287,7 +322,7 @@ def _reply(expression: str, message: str, *, again: bool = False) -> Config:
         "code": "%RESPONSE_CODE%",
     }
     reply: Config = {
-        "filter": {"extension_filter": matches},
+        "filter": {"extension_filter": _matches(expression)},
         "body_format_override": {"json_format": {"error": error}},
     }
     if again:

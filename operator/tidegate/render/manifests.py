@@ -1,11 +1,13 @@
 """Everything that is installed into a cluster, and the files of the repository made from it."""
 
+import json
 from collections.abc import Iterable
 from typing import Any, Final
 
 import yaml
 
 from tidegate.api import crd
+from tidegate.api.chart import values_schema
 from tidegate.api.names import SYSTEM_NAMESPACE
 from tidegate.render import admission as _admission
 from tidegate.render import monitoring, reference
@@ -89,6 +91,7 @@ def files() -> dict[str, str]:
     made["charts/tidegate/templates/admission.yaml"] = _generated("admission") + to_yaml(admission())
     made["charts/tidegate/templates/monitoring.yaml"] = _generated("monitoring") + _monitoring()
     made["charts/tidegate/dashboards/request-path.json"] = monitoring.dashboard_json()
+    made["charts/tidegate/values.schema.json"] = json.dumps(values_schema(), indent=2) + "\n"
     made["docs/reference/api.md"] = reference.api_page(crds())
     return made
 
