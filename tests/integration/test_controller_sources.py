@@ -5,14 +5,17 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from aiohttp import web
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tidegate.adapters.metrics import MetricsError, PrometheusServer
+from tidegate.adapters.metrics import MetricsError, PrometheusServer, TextSource
 from tidegate.adapters.triton import readiness
 from tidegate.controller.demand import Pickers, Prometheus
+from tidegate.core.flow import Flow
 from tidegate.core.plan.types import LaneKey
+from tidegate.picker.desk import Desk
 
 LANE = LaneKey("ns", "m", "batch")
 LABELS = {"namespace": "ns", "model": "m", "qos_class": "batch"}
@@ -156,3 +159,18 @@ async def test_triton_is_asked(live: bool, ready: bool, said: str) -> None:
 async def test_a_triton_that_does_not_answer_is_said(unused_tcp_port: int) -> None:
     said = await readiness("127.0.0.1", unused_tcp_port, timeout_s=0.5)
     assert said.startswith(f"Triton at 127.0.0.1:{unused_tcp_port} does not answer")
+
+
+async def test_histograms_are_left_where_they_are(server: Server) -> None:
+    """A picker has dozens of buckets for each class of each model, and is asked every second."""
+    desk = Desk(Flow())
+    series = desk.metrics.measures.of(("ns", "m"), "high")
+    for promised in ("kept", "missed"):
+        series.promises[promised] += 1
+    series.ttft.observe(0.2)
+    server.answer = lambda _: web.Response(body=desk.metrics.text())
+    async with httpx.AsyncClient(trust_env=False) as client:
+        samples = await TextSource(server.url, client, "tidegate_").read()
+    names = {sample.name for sample in samples}
+    assert {"tidegate_promises_total", "tidegate_ttft_seconds_sum", "tidegate_ttft_seconds_count"} <= names
+    assert not [name for name in names if name.endswith("_bucket")]

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from support.chat import Caller
 from support.fake_engine import FakeEngine
@@ -19,6 +20,7 @@ from support.gateway import EnvoyProcess, PickerProcess
 from support.served import error_of, make_pod, set_ready, token_for
 from support.wait import eventually
 from tidegate.adapters.kube import Kube, kinds
+from tidegate.cli.main import app
 from tidegate.local import binaries
 from tidegate.local.cluster import LocalCluster
 from tidegate.render.envoy import ATTEMPTS, bootstrap
@@ -72,7 +74,7 @@ def picker(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def gateway(picker: PickerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyProcess]:
-    envoy = EnvoyProcess(tmp_path_factory.mktemp("envoy"), picker.ports[0])
+    envoy = EnvoyProcess(tmp_path_factory.mktemp("envoy"), picker.ports[0], picker.ports[3])
     yield envoy.start()
     envoy.stop()
 
@@ -591,7 +593,7 @@ async def test_a_trusted_gateway_s_header_needs_no_token(
 async def test_it_conforms_to_the_endpoint_picker_protocol(make_model: MakeModel) -> None:
     """The process as it ships, asked by the suite as a gateway of somebody else's would, token and all."""
     model = await make_model(lanes=[HIGH, LOW], slots=100)
-    ext_proc, health, _ = model.picker.ports
+    ext_proc, health, *_ = model.picker.ports
 
     async def conformance(*arguments: str) -> dict[str, str]:
         command = [sys.executable, "-m", "tidegate", "conformance", "epp", f"127.0.0.1:{ext_proc}"]
@@ -611,3 +613,25 @@ async def test_it_conforms_to_the_endpoint_picker_protocol(make_model: MakeModel
     arguments = ["--rule", "refusal", "--overload", "300", "--header", f"x-tidegate-qos: {LOW}"]
     assert set((await conformance(*arguments)).values()) == {"kept"}
     await model.settled()
+
+
+async def test_what_is_measured_is_shown(make_model: MakeModel) -> None:
+    """Envoy's log reaches the picker's process; its metrics, its state and `tidegate top` tell."""
+    model = await make_model()
+    for stream in (True, False):
+        response = await model.both.chat(model.name, stream=stream)
+        assert response.status_code == 200
+
+    async def seen() -> float:
+        return model.picker.metric("tidegate_completion_seconds_count", model=model.name, qos_class=HIGH)
+
+    await eventually(seen, until=lambda n: n == 2)
+    assert model.picker.metric("tidegate_ttft_seconds_count", model=model.name) == 1
+    assert model.picker.metric("tidegate_promises_total", model=model.name, outcome="kept") == 1
+    command = ["top", "--picker", model.picker.url, "-o", "json"]
+    done = await asyncio.to_thread(CliRunner().invoke, app, command)
+    assert done.exit_code == 0, done.output
+    rows = [row for row in json.loads(done.stdout) if row["model"] == model.name]
+    [row] = [row for row in rows if row["qos_class"] == HIGH]
+    assert (row["judged"], row["attainment"], row["attainment_objective"]) == (1, 1.0, 0.99)
+    assert 0 < row["ttft_p50_s"] < 1

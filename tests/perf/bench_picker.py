@@ -39,6 +39,7 @@ MEASURED = ("alone", "with the picker")
 async def serve_picker(port: int, engine: str) -> None:
     """The real server's gRPC face over the real service; the API server's answers are made up."""
     import grpc
+    from envoy.service.accesslog.v3 import als_pb2_grpc
     from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as pb_grpc
 
     from tidegate.core.flow import Endpoint, Flow, Model
@@ -47,6 +48,7 @@ async def serve_picker(port: int, engine: str) -> None:
     from tidegate.facts.endpoints import ServedModel, World
     from tidegate.picker.desk import Desk
     from tidegate.picker.identity import Identity
+    from tidegate.picker.measure.server import AccessLogs
     from tidegate.picker.server import GRPC_OPTIONS, Processor
     from tidegate.picker.service import Service
 
@@ -64,6 +66,7 @@ async def serve_picker(port: int, engine: str) -> None:
     pb_grpc.add_ExternalProcessorServicer_to_server(
         Processor(Service(desk, Identity(Always(), desk.clock))), server
     )
+    als_pb2_grpc.add_AccessLogServiceServicer_to_server(AccessLogs(desk.book, desk.clock), server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     await asyncio.gather(server.wait_for_termination(), desk.run())
@@ -299,7 +302,9 @@ def wait_for_picker(port: int) -> None:
     headers = {"Authorization": "Bearer bench"}
     deadline = time.monotonic() + 30
     while (
-        httpx.post(f"http://127.0.0.1:{port}/v1/completions", content=BODY, headers=headers).status_code
+        httpx.post(
+            f"http://127.0.0.1:{port}/v1/completions", content=BODY, headers=headers, timeout=30
+        ).status_code
         != 200
     ):
         if time.monotonic() > deadline:

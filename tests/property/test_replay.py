@@ -122,6 +122,7 @@ EVENT = st.one_of(
     * 4,
     *[st.tuples(st.just("end"), st.integers(0, 999), st.booleans())] * 3,
     *[st.tuples(st.just("tick"), st.floats(0, 4))] * 2,
+    st.tuples(st.just("measured"), st.integers(0, 999), st.integers(0, 9000), st.integers(0, 9000)),
     st.tuples(st.just("served"), st.integers(0, 999), st.integers(0, 4)),
 )
 
@@ -158,6 +159,11 @@ class Driver:
         """Any that ever came, so that some end twice."""
         ended = self.flow.finish(1 + pick % (self.number + 1), self.now, whole=whole)
         self.answers += ended is not None
+        self.pump()
+
+    def measured(self, pick: int, prompt: int, output: int) -> None:
+        """Of any that ever came, whether it runs, has ended or waits."""
+        self.flow.measured(1 + pick % (self.number + 1), prompt, output)
         self.pump()
 
     def served(self, pick: int, place: int) -> None:

@@ -26,7 +26,7 @@ class PickerProcess:
     folder: Path
     kubeconfig: Path
     flags: Sequence[str] = ()
-    ports: list[int] = field(default_factory=lambda: free_ports(3))
+    ports: list[int] = field(default_factory=lambda: free_ports(4))
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -38,9 +38,19 @@ class PickerProcess:
         return (self.folder / "picker.log").read_text()
 
     def start(self) -> "PickerProcess":
-        ext_proc, health, http = (str(p) for p in self.ports)
+        ext_proc, health, http, measure = (str(p) for p in self.ports)
         command = [sys.executable, "-m", "tidegate", "picker", "--kubeconfig", str(self.kubeconfig)]
-        command += ["--ext-proc-port", ext_proc, "--health-port", health, "--http-port", http, *self.flags]
+        command += [
+            "--ext-proc-port",
+            ext_proc,
+            "--health-port",
+            health,
+            "--http-port",
+            http,
+            "--measure-port",
+            measure,
+        ]
+        command += self.flags
         with (self.folder / "picker.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ})
         self._wait()
@@ -86,6 +96,7 @@ class EnvoyProcess:
 
     folder: Path
     picker_port: int
+    measure_port: int | None = None
     auth: GatewayAuth | None = None
     ports: list[int] = field(default_factory=lambda: free_ports(2))
     process: subprocess.Popen[bytes] | None = None
@@ -101,6 +112,7 @@ class EnvoyProcess:
             admin_port=self.ports[1],
             picker_host="127.0.0.1",
             picker_port=self.picker_port,
+            measure_port=self.measure_port,
             auth=self.auth,
         )
         path = self.folder / "envoy.json"

@@ -316,3 +316,10 @@ def test_a_pod_that_waits_for_gpus_is_no_trouble_of_its_engine() -> None:
         assert (view.trouble, view.waits) == ("", f"pod p waits for GPUs: {text}")
     other = lane_view(deployment, [pod("0/4 nodes: untolerated taint")])
     assert (bool(other.trouble), other.waits) == (True, "")
+
+
+def test_attainment_of_several_pickers_adds_up() -> None:
+    lane = LaneKey("ns", "m", "high")
+    values = {(GAUGES[3], lane): 9.0 + 90.0, (GAUGES[4], lane): 10.0 + 90.0}
+    [demand] = demands(values, fresh=True).values()
+    assert (demand.kept, demand.judged) == (99, 100)

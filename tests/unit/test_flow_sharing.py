@@ -102,6 +102,27 @@ def test_an_output_that_ended_early_is_not_charged() -> None:
     assert Counter(a.tenant for a in stage.serve(8)) == {"guesses": 4, "knows": 4}, "both ended at once"
 
 
+@pytest.mark.parametrize("early", [True, False], ids=["before its end", "after its end"])
+def test_tenants_are_charged_what_was_measured(early: bool) -> None:
+    """By steps that its engine was seen to make each had none; the log says that one had a thousand."""
+    stage = Stage()
+    stage.come(*(ask("shared", who, output=8) for who in ("talks", "short") for _ in range(10)))
+    first = stage.serve(1)[0]
+    others = "short" if first.tenant == "talks" else "talks"
+    if early:
+        stage.flow.measured(first.id, 100, 1000)
+    stage.serve(1)
+    if not early:
+        stage.flow.measured(first.id, 100, 1000)
+    stage.flow.measured(first.id, 100, 1000)  # told twice, charged once
+    stage.flow.measured(987_654, 100, 1000)  # nobody knows that one
+    [queue] = stage.flow.snapshot(stage.now)["queues"]
+    ahead = {name: tenant["tokens_ahead"] for name, tenant in queue["tenants"].items()}
+    # The prompt was 100 as estimated; of what is charged, outputs count twice.
+    assert ahead[first.tenant] == pytest.approx(2000, abs=350)
+    assert {a.tenant for a in stage.serve(5)} == {others}
+
+
 @pytest.mark.parametrize("others", [1, 2000])
 def test_what_is_given_back_later_is_no_credit(others: int) -> None:
     line = Line()

@@ -87,7 +87,7 @@ def test_the_chart_s_values_are_its_defaults() -> None:
 
 def test_the_values_schema_is_json_schema() -> None:
     schema = values_schema()
-    assert set(schema["properties"]) == {"identity", "gateway", "global"}
+    assert set(schema["properties"]) == {"identity", "gateway", "monitoring", "global"}
     assert schema["additionalProperties"] is False
     assert "x-kubernetes" not in json.dumps(schema)
 

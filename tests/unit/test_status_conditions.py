@@ -1,6 +1,7 @@
 """Conditions and status: what they say, and that they stay as they are while nothing changes."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from tidegate.controller.apply import Outcome
 from tidegate.controller.conditions import Extra, Verdict, changed, conditions
 from tidegate.controller.gather import ClassFacts, Facts, ModelFacts, PoolFacts, Problem
 from tidegate.controller.pods import LaneView
+from tidegate.controller.report import attained
 from tidegate.controller.status import class_status, differs, model_status, pool_status
 from tidegate.core.plan.types import (
+    Demand,
     Lane,
     LaneKey,
     LanePlan,
@@ -312,3 +315,20 @@ def test_what_waits_for_gpus_is_said_to_wait_for_gpus() -> None:
     views = {"high": LaneView(1, 0, waits="pod x waits for GPUs: none open"), "low": LaneView()}
     ready = model_status(model_facts(), plan_of(), Outcome(), views, NOW)["conditions"][0]
     assert (ready["status"], ready["reason"]) == ("Unknown", "WaitsForGPUs")
+
+
+def test_attainment_is_in_the_status_where_it_is_known() -> None:
+    classes = status_of(high=LaneView(1, 1, attained=99))["classes"]
+    assert [c.get("attainmentPercent") for c in classes] == [99, None]
+
+
+@pytest.mark.parametrize(
+    ("kept", "judged", "percent"), [(989, 1000, 98), (990, 1000, 99), (0, 3, 0), (0, 0, None)]
+)
+def test_attainment_is_not_rounded_up(kept: int, judged: int, percent: int | None) -> None:
+    found = model_facts()
+    demand = {found.key("high"): Demand(kept=kept, judged=judged)}
+    snapshot = SimpleNamespace(demand=demand)
+    facts: Any = SimpleNamespace(snapshot=snapshot)
+    assert attained(facts, found, "high") == percent
+    assert attained(facts, found, "low") is None

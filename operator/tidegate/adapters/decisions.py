@@ -90,6 +90,17 @@ class FinishCall:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredCall:
+    """`Flow.measured`."""
+
+    call: Literal["measured"] = field(default="measured", kw_only=True)
+    request: int
+    prompt_tokens: int
+    output_tokens: int
+    answer: None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ExpireCall:
     """`Flow.expire`, and whose time was over, in order."""
 
@@ -119,7 +130,15 @@ class RecallCall:
 
 
 Call = (
-    SetWorldCall | ReportCall | AdmitCall | DispatchCall | FinishCall | ServedCall | ExpireCall | RecallCall
+    SetWorldCall
+    | ReportCall
+    | AdmitCall
+    | DispatchCall
+    | FinishCall
+    | MeasuredCall
+    | ServedCall
+    | ExpireCall
+    | RecallCall
 )
 Answer = Refused | tuple[Dispatch, ...] | Ended | Expiries | Recalls | bool | None
 

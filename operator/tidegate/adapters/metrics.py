@@ -34,7 +34,7 @@ def parse(text: str, prefix: str = "") -> list[Sample]:
 
 
 class TextSource:
-    """`/metrics` of one server."""
+    """`/metrics` of one server, without the buckets of its histograms: most of it, and nobody asks."""
 
     def __init__(self, url: str, client: httpx.AsyncClient, prefix: str = "") -> None:
         base = url.rstrip("/")
@@ -46,7 +46,8 @@ class TextSource:
         try:
             response = await self._client.get(self.url)
             response.raise_for_status()
-            return parse(response.text, self._prefix)
+            lines = (line for line in response.text.splitlines() if "_bucket{" not in line)
+            return parse("\n".join(lines), self._prefix)
         except (httpx.HTTPError, ValueError) as error:
             raise MetricsError(f"{self.url}: {str(error) or type(error).__name__}") from error
 

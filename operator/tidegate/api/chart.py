@@ -43,6 +43,13 @@ class Gateway(Spec):
     pull_secrets: tuple[LabelName, ...] = Field(default=(), max_length=16)
 
 
+class Monitoring(Spec):
+    """What watches the request path."""
+
+    alerts: bool = Field(default=False, description="A PrometheusRule: attainment, refusals, measuring.")
+    dashboard: bool = Field(default=False, description="A ConfigMap with the Grafana dashboard.")
+
+
 class Values(Spec):
     """All values of the chart."""
 
@@ -51,6 +58,7 @@ class Values(Spec):
         description="Where a caller's identity may come from (docs/tasks/identity.md).",
     )
     gateway: Gateway = Field(default=Gateway())
+    monitoring: Monitoring = Field(default=Monitoring())
     # Helm's own, of a parent chart.
     global_: dict[str, Any] | None = Field(default=None, alias="global")
 

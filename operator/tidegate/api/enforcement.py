@@ -15,17 +15,12 @@ from tidegate.api.modeldeployment import ModelDeployment
 from tidegate.api.qosclass import QoSClass
 
 NOT_YET: Final[dict[type[KubeObject], tuple[str, ...]]] = {
-    QoSClass: (
-        "spec.objectives.attainmentPercent",
-        "spec.objectives.window",
-    ),
+    QoSClass: (),
     GPUPool: ("spec.devices.deviceClassName",),
     ModelDeployment: (
         "spec.engine.qosScheduler",
         "spec.profileRef",
         "spec.classes[].objectives.timePerOutputToken",
-        "spec.classes[].objectives.attainmentPercent",
-        "spec.classes[].objectives.window",
     ),
 }
 

@@ -27,6 +27,10 @@ def gateway(
     port: Annotated[int, typer.Option(help="Port for clients.")] = 8080,
     admin_port: Annotated[int, typer.Option(help="Port of Envoy's admin interface, on loopback.")] = 9901,
     picker: Annotated[str, typer.Option(help="HOST:PORT of the picker's ext_proc.")] = "127.0.0.1:9002",
+    measure_port: Annotated[
+        int | None,
+        typer.Option(help="The picker's --measure-port, such as 9004. Left out: answers are not measured."),
+    ] = None,
     access_log: Annotated[
         str | None, typer.Option(help="File for the access log, such as /dev/stderr.")
     ] = None,
@@ -67,6 +71,7 @@ def gateway(
             picker_port=int(picker_port),
             access_log=access_log,
             auth=auth,
+            measure_port=measure_port,
         )
         written = write_files(out, {**auth.files(), "envoy.json": json.dumps(config, indent=1)})
     except (InvalidObject, OSError) as error:

@@ -23,6 +23,7 @@ from tidegate.cli import (
     replay,
     simulate,
     snapshot,
+    top,
 )
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ app.command("demo")(demo.demo)
 app.command("load")(load.load)
 app.command("simulate")(simulate.simulate)
 app.command("snapshot")(snapshot.snapshot)
+app.command("top")(top.top)
 app.command("controller")(controller.controller)
 app.command("extender")(extender.extender)
 app.command("picker")(picker.picker)

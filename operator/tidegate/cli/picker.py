@@ -21,6 +21,9 @@ def picker(
     ext_proc_port: Annotated[int, typer.Option(help="Port of Envoy's external processor.")] = 9002,
     health_port: Annotated[int, typer.Option(help="Port of gRPC health checks.")] = 9003,
     http_port: Annotated[int, typer.Option(help="Port of /metrics, /readyz and /debug/state.")] = 9091,
+    measure_port: Annotated[
+        int, typer.Option(help="Port of Envoy's access log: what is measured of answers.")
+    ] = 9004,
     kubeconfig: Kubeconfig = None,
     policy: Annotated[
         PolicyName, typer.Option(help="qos, or fifo: one queue a model in arrival order, to compare with.")
@@ -96,6 +99,7 @@ def picker(
         ext_proc_port=ext_proc_port,
         health_port=health_port,
         http_port=http_port,
+        measure_port=measure_port,
         kubeconfig=path(kubeconfig),
         qos=policy is PolicyName.QOS,
         trust_class_header=trust_class_header,

@@ -152,21 +152,22 @@ def metrics_page() -> str:
     from tidegate.controller.telemetry import Telemetry
     from tidegate.core.flow import Flow
     from tidegate.extender.metrics import Metrics as ExtenderMetrics
-    from tidegate.picker.metrics import Metrics as PickerMetrics
-    from tidegate.picker.metrics import gauges
+    from tidegate.picker.desk import Desk
 
-    picker = PickerMetrics(Flow())
+    picker = Desk(Flow()).metrics
+    collected = chain.from_iterable(collector.collect() for collector in picker.collectors)
     servers: dict[str, Iterable[Any]] = {
         "Controller, port 9090": vars(Telemetry()).values(),
         "Extender, port 9100": vars(ExtenderMetrics()).values(),
-        "Picker, port 9091": chain(vars(picker).values(), gauges(Flow()).collect()),
+        "Picker, port 9091": chain(vars(picker).values(), collected),
     }
     lines = [
         _GENERATED,
         "# Metrics",
         "",
         "In Prometheus' text format under `/metrics`. Labels name objects of the cluster, never what a",
-        "client wrote. `namespace` and `model` are the ModelDeployment's, `qos_class` is the QoSClass.",
+        "client wrote, but for `tenant`, whose values are bounded in number. `namespace` and `model` are the",
+        "ModelDeployment's, `qos_class` is the QoSClass.",
         "",
     ]
     for server, metrics in servers.items():

@@ -24,7 +24,8 @@ _FAILING: Final = (
 class LaneView:
     """One lane as it stands. `rolling`: a changed template is not yet everywhere.
 
-    `waits` says that a pod waits for GPUs, which is no fault of its engine.
+    `waits` says that a pod waits for GPUs, which is no fault of its engine. `attained`: of a hundred
+    requests of the class, those that met all objectives; None while none was judged.
     """
 
     replicas: int = 0
@@ -33,6 +34,7 @@ class LaneView:
     trouble: str = ""
     headroom: int = 0
     waits: str = ""
+    attained: int | None = None
 
 
 def lane_view(deployment: Object | None, pods: Iterable[Object], headroom: int = 0) -> LaneView:

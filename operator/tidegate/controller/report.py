@@ -58,7 +58,10 @@ class Reporter:
         self.doctor.examine(facts.models.values(), pods, time.time())
         lanes = by_lane(pods)
         for ref, model in facts.models.items():
-            views = self._views(model, lanes, pods)
+            views = {
+                name: replace(view, attained=attained(facts, model, name))
+                for name, view in self._views(model, lanes, pods).items()
+            }
             outcome = models.get(ref, Outcome())
             wanted = render_status.model_status(model, plan, outcome, views, now)
             await self._write(k.MODEL_DEPLOYMENT, model.raw, wanted)
@@ -170,3 +173,9 @@ class Reporter:
             bad = condition["type"] != "Ready" or condition["status"] == "False"
             note = condition["message"] or condition["reason"]
             await self._events.post(raw, "Report", condition["reason"], note, now=time.time(), warning=bad)
+
+
+def attained(facts: Facts, model: ModelFacts, qos_class: str) -> int | None:
+    """Of a hundred requests, those that met all objectives, rounded down: 99 is at least 99."""
+    seen = facts.snapshot.demand.get(model.key(qos_class))
+    return 100 * seen.kept // seen.judged if seen is not None and seen.judged else None

@@ -87,6 +87,7 @@ def _class(found: ModelFacts, plan: Plan, name: str, view: LaneView) -> ClassSta
         ready=view.ready,
         weights=weights,
         headroom=view.headroom,
+        attainment_percent=view.attained,
         reason=reason,
         message=message[:4000],
     )

@@ -10,6 +10,7 @@ So streamed requests keep off replicas on lent GPUs (unless their model has no o
 one waits for a safe replica, whole ones behind it may go to lent ones, and only there.
 """
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -50,6 +51,8 @@ __all__ = [
 ]
 
 _FIFO_QUEUE: Final = ""
+_UNMEASURED: Final = 4096
+"""Requests that ended and whose tokens may still be told; of more the oldest are forgotten."""
 _STARVES_S: Final = 5.0
 """However it came about that none of a class is sent, after this long one is, where it has room."""
 
@@ -66,6 +69,8 @@ class Flow:
         self._deadlines = Deadlines(self._room)
         self._floors = Floors(self._room, self._lines)
         self._crowds: dict[LineKey, Crowd] = {}
+        self._charged: OrderedDict[int, tuple[LineKey, str, int, int]] = OrderedDict()
+        """By request that ended: its line and tenant, the prompt and output tokens charged to it."""
         self._narrowed: dict[int, Ask] = {}
 
     @property
@@ -193,6 +198,8 @@ class Flow:
         if running is not None:
             self._learn(running, now, whole=whole)
             self._room.give_back(request, now, whole=whole)
+            if running.told is not None:
+                self._put_right(request, *running.told)
             return Ended.DISPATCHED
         key = self._where.pop(request, None)
         if key is None:
@@ -200,6 +207,14 @@ class Flow:
         self._drop(key, request)
         self._room.relegated.discard(request)
         return Ended.QUEUED
+
+    def measured(self, request: int, prompt_tokens: int, output_tokens: int) -> None:
+        """Take the tokens that a request really had, while it runs or after: its tenant had those."""
+        running = self._room.running.get(request)
+        if running is not None:
+            running.told = (prompt_tokens, output_tokens)
+        else:
+            self._put_right(request, prompt_tokens, output_tokens)
 
     def served(self, request: int, address: str, now: float) -> bool:
         """Another endpoint than it was sent to serves a request, and has its room; False: none of ours."""
@@ -404,7 +419,17 @@ class Flow:
         tenant, _ = self._tenant(ask)
         if tenant is not None and key in self._lines:
             self._lines[key].charge(tenant, OUTPUT_WEIGHT * (made - ask.output_tokens))
+            self._charged[ask.id] = (key, tenant, ask.prompt_tokens, made)
+            if len(self._charged) > _UNMEASURED:
+                self._charged.popitem(last=False)
         self._floors.ended(key, running, made, now)
+
+    def _put_right(self, request: int, prompt_tokens: int, output_tokens: int) -> None:
+        """Charge a request that has ended as it was, in place of what was reckoned."""
+        key, tenant, prompt, output = self._charged.pop(request, (None, "", 0, 0))
+        if key in self._lines:
+            more = PROMPT_WEIGHT * (prompt_tokens - prompt) + OUTPUT_WEIGHT * (output_tokens - output)
+            self._lines[key].charge(tenant, more)
 
     def _drop(self, key: LineKey, request: int) -> Waiting:
         line = self._lines[key]

@@ -51,7 +51,7 @@ class Running:
     """A request that holds room, since when, and the steps that its engine had made by then.
 
     `shared`: the lines that waited when it was sent and were owed a part of it, and how often they
-    had rested by then.
+    had rested by then. `told`: its real prompt and output tokens, where they came before its end.
     """
 
     ask: Ask
@@ -61,6 +61,7 @@ class Running:
     patient: bool
     recalled: bool = False
     shared: dict[tuple[ModelKey, str], int] = field(default_factory=dict)
+    told: tuple[int, int] | None = None
 
 
 class _Seen:

@@ -12,7 +12,13 @@ LEAST_WINDOW_S: Final = 5.0
 """And over no less than this."""
 
 COUNTERS: Final = ("tidegate_arrivals_total", "tidegate_prompt_tokens_total", "tidegate_output_tokens_total")
-GAUGES: Final = ("tidegate_queue_requests", "tidegate_queue_tokens", "tidegate_inflight_requests")
+GAUGES: Final = (
+    "tidegate_queue_requests",
+    "tidegate_queue_tokens",
+    "tidegate_inflight_requests",
+    "tidegate_attainment_kept_requests",
+    "tidegate_attainment_judged_requests",
+)
 
 Values = dict[tuple[str, LaneKey], float]
 """By metric and lane, summed over the other labels."""
@@ -78,6 +84,8 @@ def demands(values: Values, *, fresh: bool) -> dict[LaneKey, Demand]:
             queued_requests=round(value(GAUGES[0], lane)),
             queued_tokens=value(GAUGES[1], lane),
             inflight=round(value(GAUGES[2], lane)),
+            kept=round(value(GAUGES[3], lane)),
+            judged=round(value(GAUGES[4], lane)),
             fresh=fresh,
         )
         for lane in lanes

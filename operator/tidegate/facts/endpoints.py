@@ -31,7 +31,8 @@ class ServedModel:
     """A ModelDeployment as requests see it. `classes` are those that exist, in the spec's order.
 
     `engine_names` are the engine's own of those names that it does not know as clients have them;
-    `adapters` are the names that stand for a LoRA adapter.
+    `adapters` are the names that stand for a LoRA adapter. `gpus` work together on a request: those of
+    a replica, or of one of its data-parallel ranks.
     """
 
     key: ModelKey
@@ -42,6 +43,7 @@ class ServedModel:
     created_s: float = 0.0
     engine_names: Mapping[str, str] = field(default_factory=dict)
     adapters: frozenset[str] = frozenset()
+    gpus: int = 1
 
     def engine_name(self, name: str) -> str:
         """What the engine calls what clients ask for by this name."""
@@ -238,6 +240,7 @@ def _served(
         created_s=_created(deployment),
         engine_names=_engine_names(deployment),
         adapters=frozenset(a.name for a in deployment.spec.model.adapters),
+        gpus=deployment.spec.parallelism.tensor * deployment.spec.parallelism.pipeline,
     )
 
 

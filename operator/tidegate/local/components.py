@@ -217,6 +217,7 @@ def picker(c: Context) -> Component:
         *("--ext-proc-port", str(c.ports["picker-ext-proc"])),
         *("--health-port", str(c.ports["picker-health"])),
         *("--http-port", str(c.ports["picker"])),
+        *("--measure-port", str(c.ports["picker-measure"])),
     )
     # It lets requests under way end for 10 s after SIGTERM.
     return Component("picker", argv, wave=4, probe=Probe(c.url("picker") + "/readyz"), stop_s=12.0)
@@ -252,7 +253,7 @@ LISTENERS: Final[Mapping[str, tuple[str, ...]]] = {
     "kubelet": ("kubelet",),
     "controller": ("controller",),
     "extender": ("extender",),
-    "picker": ("picker", "picker-ext-proc", "picker-health"),
+    "picker": ("picker", "picker-ext-proc", "picker-health", "picker-measure"),
     "envoy": ("gateway", "envoy-admin"),
 }
 """Which listeners of `network.DEFAULT_PORTS` a component has."""

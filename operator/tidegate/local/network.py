@@ -23,6 +23,7 @@ DEFAULT_PORTS: Final[Mapping[str, int]] = {
     "picker": 9091,
     "picker-ext-proc": 9002,
     "picker-health": 9003,
+    "picker-measure": 9004,
 }
 """Name of each listener and the port that it has unless that one is taken."""
 

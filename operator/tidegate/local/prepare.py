@@ -64,5 +64,6 @@ def _write_envoy(context: Context, path: Path) -> None:
         admin_port=context.ports["envoy-admin"],
         picker_host=context.address,
         picker_port=context.ports["picker-ext-proc"],
+        measure_port=context.ports["picker-measure"],
     )
     path.write_text(json.dumps(config, indent=2))

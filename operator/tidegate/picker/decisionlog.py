@@ -23,6 +23,7 @@ from tidegate.adapters.decisions import (
     DispatchCall,
     ExpireCall,
     FinishCall,
+    MeasuredCall,
     RecallCall,
     ReportCall,
     ServedCall,
@@ -210,6 +211,12 @@ class RecordedFlow(Flow):
             answer = super().finish(request, now, whole=whole)
         self._decisions.add(FinishCall(now, request, whole, answer))
         return answer
+
+    def measured(self, request: int, prompt_tokens: int, output_tokens: int) -> None:
+        """As Flow does."""
+        with self._decisions:
+            super().measured(request, prompt_tokens, output_tokens)
+        self._decisions.add(MeasuredCall(request, prompt_tokens, output_tokens))
 
     def expire(self, now: float) -> list[tuple[Ask, Refused]]:
         """As Flow does."""

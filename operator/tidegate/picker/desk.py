@@ -8,7 +8,10 @@ from collections.abc import Callable
 
 from tidegate.core.flow import Ask, Dispatch, Flow, Refused
 from tidegate.core.load import EngineReport
+from tidegate.core.types import Objectives
 from tidegate.facts.endpoints import World
+from tidegate.picker.measure.book import Attainment, Book
+from tidegate.picker.measure.exports import Tenants
 from tidegate.picker.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,9 @@ class Desk:
         """Set once there are facts."""
         self.metrics = Metrics(flow)
         self.clock = clock
+        self.book = Book(self.metrics.measures, flow.policy.fit, flow.measured)
+        for collector in (Attainment(self.book, clock), Tenants(self.book.tenants)):
+            self.metrics.register(collector)
         self._numbers = itertools.count(1)
         self._futures: dict[int, asyncio.Future[Dispatch | Refused]] = {}
         self._recalls: dict[int, Callable[[], bool]] = {}
@@ -51,9 +57,16 @@ class Desk:
         self.pump()
         return future
 
+    def promised(self, ask: Ask) -> Objectives:
+        """What a request is promised: its model's own objectives, else its class's."""
+        model, known = self.world.flow_models.get(ask.model), self.world.classes.get(ask.qos_class)
+        own = model.objectives.get(ask.qos_class) if model else None
+        return own or (known.objectives if known else Objectives())
+
     def end(self, number: int, *, whole: bool) -> None:
         """A request is over, however it ended; harmless when it never was, or was ended before."""
         self._futures.pop(number, None)
+        self.book.ended(number, self.clock(), whole=whole)
         self._recalls.pop(number, None)
         if self.flow.finish(number, self.clock(), whole=whole) is not None:
             self.pump()
@@ -118,3 +131,4 @@ class Desk:
         while True:
             await asyncio.sleep(_TICK_S)
             self.pump()
+            self.book.sweep(self.clock())

@@ -1,6 +1,7 @@
 """What the picker tells Prometheus and the controller (names: docs/designs/0001-skeleton.md).
 
-Labels come from objects that exist, never from what a client wrote, so their number is bounded.
+Labels come from objects that exist, never from what a client wrote, so their number is bounded; what
+was measured of answers, and tenants, are in `measure.exports`.
 """
 
 from collections import Counter as Tally
@@ -11,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from tidegate.core.flow import Ask, Flow, ModelKey
+from tidegate.picker.measure.exports import Measures
 
 ENDPOINT_INFLIGHT = "tidegate_endpoint_inflight_requests"
 """Read by the controller, which deletes a draining replica once this says 0 of it."""
@@ -68,10 +70,18 @@ class Metrics:
             "Requests that a gateway sent on to a fallback, as it told.",
             registry=self.registry,
         )
-        self.registry.register(gauges(flow))
+        self.measures = Measures()
+        self.collectors: list[Collector] = []
+        for collector in (gauges(flow), self.measures):
+            self.register(collector)
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, _LABELS, registry=self.registry)
+
+    def register(self, collector: Collector) -> None:
+        """Add what is looked up when somebody asks."""
+        self.collectors.append(collector)
+        self.registry.register(collector)
 
     def arrived(self, ask: Ask) -> None:
         """Count an admitted request."""

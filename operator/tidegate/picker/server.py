@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Final
 import grpc
 import orjson
 from aiohttp import web
+from envoy.service.accesslog.v3 import als_pb2_grpc
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as pb_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -25,6 +27,7 @@ from tidegate.picker.desk import Desk
 from tidegate.picker.engines import Engines
 from tidegate.picker.exchange import DEFAULT_MAX_BODY, BrokenStreamError, ProtocolError
 from tidegate.picker.identity import Identity, Limits, strangers
+from tidegate.picker.measure import server as measure
 from tidegate.picker.service import RecalledError, Service, Settings
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ class Options:
     ext_proc_port: int = 9002
     health_port: int = 9003
     http_port: int = 9091
+    measure_port: int = 9004
     kubeconfig: str | None = None
     qos: bool = True
     trust_class_header: bool = False
@@ -146,8 +150,13 @@ class Picker:
         pb_grpc.add_ExternalProcessorServicer_to_server(Processor(self.service), ext_proc)
         checks = grpc.aio.server(options=GRPC_OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, checks)
+        logs = grpc.aio.server(options=measure.OPTIONS)
+        als_pb2_grpc.add_AccessLogServiceServicer_to_server(
+            measure.AccessLogs(self.desk.book, self.desk.clock), logs
+        )
         _listen(ext_proc, o.host, o.ext_proc_port, _credentials(o.tls))
         _listen(checks, o.host, o.health_port)
+        _listen(logs, o.host, o.measure_port)
         runner = web.AppRunner(self._app(), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, o.host, o.http_port).start()
@@ -163,6 +172,7 @@ class Picker:
             self._announce(),
         ]
         tasks = [asyncio.create_task(loop) for loop in loops]
+        await logs.start()
         await ext_proc.start()
         try:
             yield
@@ -173,6 +183,7 @@ class Picker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await logs.stop(0)
             await checks.stop(0)
             await runner.cleanup()
             if self.decisions is not None:
@@ -222,6 +233,12 @@ class Picker:
         state["identity"] = self.identity.snapshot()
         state["models"] = sorted(self.desk.world.by_name)
         state["notes"] = list(self.desk.world.notes)
+        running = Counter((*ask.model, ask.qos_class) for ask, _ in self.desk.flow.in_flight())
+        state["in_flight"] = [
+            {"namespace": key[0], "model": key[1], "qos_class": key[2], "requests": count}
+            for key, count in sorted(running.items())
+        ]
+        state["promises"] = self.desk.book.describe(self.desk.clock())
         return web.Response(body=orjson.dumps(state), content_type="application/json")
 
 

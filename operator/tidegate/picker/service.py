@@ -29,6 +29,7 @@ from tidegate.picker.exchange import DEFAULT_MAX_BODY, ENDPOINT_HEADER, Exchange
 from tidegate.picker.handover import HandOver, hand_over, json_length
 from tidegate.picker.identity import ANONYMOUS, Caller, Identity, InvalidTokenError
 from tidegate.picker.kservegrpc import read_message
+from tidegate.picker.measure.record import unix_s
 from tidegate.picker.protocols import (
     Body,
     ListedModel,
@@ -40,7 +41,8 @@ from tidegate.picker.protocols import (
     read_form,
     server_metadata,
 )
-from tidegate.render.envoy import ATTEMPT_HEADER, DESTINATION_HEADER, KEPT_BODY
+from tidegate.render.envoy import ATTEMPT_HEADER, ATTEMPTS, DESTINATION_HEADER, KEPT_BODY
+from tidegate.render.measure import ARRIVED_HEADER, REQUEST_HEADER
 
 log = logging.getLogger(__name__)
 
@@ -227,15 +229,16 @@ class Service:
         body = self._read(request)
         model = request.model = self._find(exchange, body.model)
         qos = await self._classify(request, model)
+        tenant = classify.tenant(qos, request.caller, model, exchange.headers)
         ask = Ask(
             id=request.number,
             model=model.key,
             qos_class=qos.name,
             prompt_tokens=body.prompt_tokens,
-            output_tokens=body.output_tokens,
+            output_tokens=self.desk.book.outputs.expected(model.key, qos.name, tenant, body.output_tokens),
             size=exchange.received,
             streamed=body.streamed,
-            tenant=classify.tenant(qos, request.caller, model, exchange.headers),
+            tenant=tenant,
             recallable=self._comes_again(exchange, streamed=body.streamed),
             subset=exchange.subset,
             adapter=model.adapter(body.model),
@@ -246,6 +249,7 @@ class Service:
             return False
         exchange.told[QUEUE_HEADER] = f"{max(0.0, self.desk.clock() - since):.3f}"
         if isinstance(verdict, Refused):
+            self.desk.book.refused(ask, self.desk.promised(ask), self.desk.clock())
             raise RefusedError.of(verdict)
         request.dispatched = True
         if ask.recallable:
@@ -253,6 +257,7 @@ class Service:
         made = hand_over(
             exchange, body.model, model, qos, self.desk.world.classes, in_order=not self.settings.qos
         )
+        made.headers[REQUEST_HEADER] = self._enter(request, model, verdict)
         await self._send(request, (verdict.address, *verdict.fallbacks), made, write)
         return True
 
@@ -395,6 +400,18 @@ class Service:
                     return None
                 self._hold(request, max(0, exchange.held - ask.size))
         return future.result()
+
+    def _enter(self, request: _Request, model: ServedModel, to: Dispatch) -> str:
+        """Enter the request in the book of what is measured; returns what its log entry will be known by."""
+        desk, headers = self.desk, request.exchange.headers
+        return desk.book.handed(
+            to.ask,
+            desk.promised(to.ask),
+            desk.clock(),
+            arrived_s=unix_s(headers.get(ARRIVED_HEADER, "")),
+            last=headers.get(ATTEMPT_HEADER) == str(ATTEMPTS + 1),
+            gpus=model.gpus,
+        )
 
     async def _next(self, request: _Request, read: Read) -> pb.ProcessingRequest | None:
         pending, request.pending = request.pending, None

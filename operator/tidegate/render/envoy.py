@@ -12,6 +12,7 @@ import ipaddress
 from collections.abc import Iterable
 from typing import Any, Final
 
+from tidegate.render import measure
 from tidegate.render.envoy_auth import GatewayAuth
 
 DESTINATION_HEADER: Final = "x-gateway-destination-endpoint"
@@ -28,6 +29,8 @@ STRIPPED_HEADERS: Final = (
     "x-tidegate-class",
     "x-tidegate-client",
     "x-tidegate-groups",
+    measure.REQUEST_HEADER,
+    measure.ARRIVED_HEADER,
     "x-tidegate-jwt",
     "x-tidegate-user",
     "x-envoy-attempt-count",
@@ -78,6 +81,7 @@ def bootstrap(  # noqa: PLR0913 -- all by name, one place to see what can be cho
     failure_mode_allow: bool = False,
     access_log: str | None = None,
     max_connections: int = 10_000,
+    measure_port: int | None = None,
     auth: GatewayAuth | None = None,
 ) -> Config:
     """Build the bootstrap as a dict; written as JSON or YAML it is what `envoy -c` reads.
@@ -93,9 +97,10 @@ def bootstrap(  # noqa: PLR0913 -- all by name, one place to see what can be cho
             no engine to go to, so this only changes how the failure looks, unless routes are added.
         access_log: File for the access log, such as `/dev/stderr`; None writes none.
         max_connections: Open client connections beyond which new ones are refused.
+        measure_port: The picker's port for what is measured of answers; None measures nothing.
         auth: What Envoy checks of callers by itself: JWTs and API keys.
     """
-    return {
+    config = {
         "node": {"id": "tidegate-gateway", "cluster": "tidegate"},
         "admin": {"address": _address(admin_host, admin_port)},
         "static_resources": {
@@ -130,6 +135,19 @@ def bootstrap(  # noqa: PLR0913 -- all by name, one place to see what can be cho
             ]
         },
     }
+    if measure_port is not None:
+        _measure(config, _picker_cluster(picker_host, measure_port, "measure"))
+    return config
+
+
+def _measure(config: Config, cluster: Config) -> None:
+    """Add what notes when tokens come and how many, and tells the picker of it."""
+    resources = config["static_resources"]
+    gateway, admission = (x["filter_chains"][0]["filters"][0]["typed_config"] for x in resources["listeners"])
+    gateway["route_config"]["request_headers_to_add"] = [measure.arrived()]
+    admission["http_filters"].insert(-1, measure.lua_filter())
+    admission["access_log"] = [measure.access_log(cluster["name"])]
+    resources["clusters"].append(cluster)
 
 
 def _gateway_listener(host: str, port: int, access_log: str | None, auth: GatewayAuth | None) -> Config:
@@ -381,9 +399,9 @@ def _admission_cluster(name: str, *, grpc: bool) -> Config:
     return cluster
 
 
-def _picker_cluster(host: str, port: int) -> Config:
+def _picker_cluster(host: str, port: int, name: str = "picker") -> Config:
     return {
-        "name": "picker",
+        "name": name,
         "type": "STATIC" if _is_address(host) else "STRICT_DNS",
         "connect_timeout": "1s",
         "circuit_breakers": _breakers(),
@@ -399,7 +417,7 @@ def _picker_cluster(host: str, port: int) -> Config:
             )
         },
         "load_assignment": {
-            "cluster_name": "picker",
+            "cluster_name": name,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(host, port)}}]}],
         },
     }

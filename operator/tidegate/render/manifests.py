@@ -10,11 +10,28 @@ from tidegate.api import crd
 from tidegate.api.chart import values_schema
 from tidegate.api.names import SYSTEM_NAMESPACE
 from tidegate.render import admission as _admission
+from tidegate.render import monitoring, reference
 from tidegate.render import rbac as _rbac
-from tidegate.render import reference
 
 Object = dict[str, Any]
 
+_DASHBOARD: Final = """\
+{{- if .Values.monitoring.dashboard }}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: tidegate-dashboard
+  namespace: '{{ .Release.Namespace }}'
+  labels:
+    app.kubernetes.io/part-of: tidegate
+    grafana_dashboard: "1"
+data:
+  request-path.json: |
+{{ .Files.Get "dashboards/request-path.json" | indent 4 }}
+{{- end }}
+"""
+"""Grafana's sidecar loads ConfigMaps with that label."""
 _RELEASE_NAMESPACE: Final = "{{ .Release.Namespace }}"
 
 
@@ -72,9 +89,20 @@ def files() -> dict[str, str]:
     made = {f"crds/{o['metadata']['name']}.yaml": _generated("crds") + to_yaml([o]) for o in crds()}
     made["charts/tidegate/templates/rbac.yaml"] = _generated("rbac") + to_yaml(rbac(_RELEASE_NAMESPACE))
     made["charts/tidegate/templates/admission.yaml"] = _generated("admission") + to_yaml(admission())
+    made["charts/tidegate/templates/monitoring.yaml"] = _generated("monitoring") + _monitoring()
+    made["charts/tidegate/dashboards/request-path.json"] = monitoring.dashboard_json()
     made["charts/tidegate/values.schema.json"] = json.dumps(values_schema(), indent=2) + "\n"
     made["docs/reference/api.md"] = reference.api_page(crds())
     return made
+
+
+def _monitoring() -> str:
+    """Alerts and dashboard as Helm templates, each with its switch; Prometheus' braces are kept from Helm."""
+    rule = monitoring.rule()
+    rule["metadata"]["namespace"] = "RELEASE-NAMESPACE"
+    text = to_yaml([rule]).replace("{{", "\x00").replace("}}", '{{ "}}" }}').replace("\x00", '{{ "{{" }}')
+    text = text.replace("RELEASE-NAMESPACE", f"'{_RELEASE_NAMESPACE}'")
+    return f"{{{{- if .Values.monitoring.alerts }}}}\n{text}{{{{- end }}}}\n{_DASHBOARD}"
 
 
 def _generated(what: str) -> str:

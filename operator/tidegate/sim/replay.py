@@ -18,6 +18,7 @@ from tidegate.adapters.decisions import (
     DispatchCall,
     ExpireCall,
     FinishCall,
+    MeasuredCall,
     RecallCall,
     ReportCall,
     ServedCall,
@@ -163,6 +164,8 @@ def _tell(flow: Flow, call: Call) -> Answer:
             return flow.admit(call.ask, call.now)
         case FinishCall():
             return flow.finish(call.request, call.now, whole=call.whole)
+        case MeasuredCall():
+            flow.measured(call.request, call.prompt_tokens, call.output_tokens)
         case ServedCall():
             return flow.served(call.request, call.address, call.now)
         case _:

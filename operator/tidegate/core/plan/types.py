@@ -84,7 +84,8 @@ class Demand:
 
     Rates are of admitted arrivals; output tokens are expected ones. `queued_tokens` are prompt and
     expected output tokens of what waits. `inflight` is requests dispatched and not ended, on any
-    lane. `fresh` is False when the figures are too old to act on.
+    lane. `fresh` is False when the figures are too old to act on. Of `judged` requests, over the
+    class's window, `kept` met all objectives; nothing is planned by that.
     """
 
     arrival_rps: float = 0.0
@@ -94,6 +95,8 @@ class Demand:
     queued_tokens: float = 0.0
     inflight: int = 0
     fresh: bool = True
+    kept: int = 0
+    judged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
