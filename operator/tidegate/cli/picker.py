@@ -9,6 +9,13 @@ import typer
 from tidegate.cli.options import Format, Host, Kubeconfig, Level, LogFormat, LogLevel, log_to_stderr, path
 
 
+class ServerChoice(StrEnum):
+    """gRPC servers that can answer Envoy."""
+
+    FRAMES = "frames"
+    GRPCIO = "grpcio"
+
+
 class PolicyName(StrEnum):
     """Ways to run the queue."""
 
@@ -45,12 +52,17 @@ def picker(
     decision_log_max_bytes: Annotated[
         int, typer.Option(min=1024, help="Size at which recording ends, until the picker starts again.")
     ] = 1 << 30,
+    server: Annotated[
+        ServerChoice,
+        typer.Option(help="What speaks gRPC: frames, our own HTTP/2, or grpcio, the reference, slower."),
+    ] = ServerChoice.GRPCIO,
     log_level: Level = LogLevel.INFO,
     log_format: Format = LogFormat.TEXT,
 ) -> None:
     """Run the endpoint picker: Envoy asks it where each request goes, and when."""
     import asyncio
 
+    from tidegate.picker.fronts import ServerName
     from tidegate.picker.server import Options, run
 
     log_to_stderr(log_level, log_format)
@@ -66,6 +78,7 @@ def picker(
         drain_s=drain_seconds,
         decision_log=decision_log,
         decision_log_max_bytes=decision_log_max_bytes,
+        server=ServerName(server.value),
     )
     try:
         asyncio.run(run(options))
