@@ -315,11 +315,15 @@ class Connection:
             raise ConnectionFaultError(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM is not four bytes")
         if not stream or stream > self._last:
             raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on stream {stream}")
-        if not self._resets.take(self._now):
+        outgoing = self.out.streams.get(stream)
+        if outgoing is None:
+            self._spend("RST_STREAM frames")
+            return
+        # Envoy resets every exchange in the end. What wears a server out is a reset before any answer.
+        if not outgoing.begun and not self._resets.take(self._now):
             raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams opened and reset")
-        if stream in self._streams:
-            self._close(stream, None)
-            self._events.append(StreamReset(stream, frames.u32(payload)))
+        self._close(stream, None)
+        self._events.append(StreamReset(stream, frames.u32(payload)))
 
     # ── frames of the connection ────────────────────────────────────────────────────────────────
 
@@ -412,7 +416,6 @@ class Connection:
         outgoing = self.out.streams.get(stream)
         if outgoing is None or outgoing.ended or outgoing.end is not None:
             return
-        self._resets.give()
         if self.out.finish(outgoing, self._writer.write(trailers) if trailers else b""):
             self._close_outgoing(stream)
 

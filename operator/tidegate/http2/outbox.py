@@ -19,6 +19,8 @@ class Outgoing:
     """Bytes that wait."""
     end: bytes | None = None
     """The header block that ends the stream once nothing waits; empty: DATA does."""
+    begun: bool = False
+    """Whether its headers are on their way."""
     ended: bool = False
     """Whether its end is on its way; nothing can be said any more."""
 
@@ -74,6 +76,7 @@ class Outbox:
 
     def headers(self, stream: Outgoing, block: bytes) -> None:
         """Send headers before any data."""
+        stream.begun = True
         self.control(frames.header_frames(block, stream.id, end_stream=False, most=self.max_frame_size))
 
     def data(self, stream: Outgoing, data: bytes) -> None:

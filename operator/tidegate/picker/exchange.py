@@ -7,10 +7,12 @@ trailers.
 
 from collections.abc import Mapping
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Final
 
 from envoy.config.core.v3 import base_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from google.protobuf.struct_pb2 import Struct
 
 from tidegate.picker.protocols import OPENAI, Route, error_body, route
 from tidegate.render.envoy import DESTINATION_HEADER, LOCAL_DETAILS
@@ -208,7 +210,7 @@ class Exchange:
         common.clear_route_cache = True
         _set(common.header_mutation, {DESTINATION_HEADER: address, **headers})
         common.header_mutation.remove_headers.extend(drop)
-        reply.dynamic_metadata.update({"envoy.lb": {DESTINATION_HEADER: address}})
+        reply.dynamic_metadata.CopyFrom(_metadata(address))
         return reply
 
     def _body_replies(self, data: bytes) -> list[pb.ProcessingResponse]:
@@ -221,6 +223,14 @@ class Exchange:
             chunk.end_of_stream = start == starts[-1] and not self._trailers
             replies.append(reply)
         return replies
+
+
+@lru_cache(maxsize=4_096)
+def _metadata(address: str) -> Struct:
+    """The endpoint as `envoy.lb` metadata: not to be changed, it is used again."""
+    metadata = Struct()
+    metadata.update({"envoy.lb": {DESTINATION_HEADER: address}})
+    return metadata
 
 
 def _set(mutation: pb.HeaderMutation, headers: Mapping[str, str]) -> None:
