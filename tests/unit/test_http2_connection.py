@@ -245,7 +245,8 @@ def test_a_closed_window_makes_data_wait_and_its_end_too() -> None:
     connection.receive(frames.window_update(1, 15), 0.0)  # … and five above
     assert _sent(connection) == {1: b"efghi"}
     connection.receive(settings((4, 100)), 0.0)
-    rest, end, _ = cut(connection.out.take())
+    ack, rest, end = cut(connection.out.take())
+    assert ack[:2] == (frames.SETTINGS, frames.ACK)  # first: only then the peer counts by its new window
     assert rest == (frames.DATA, 0, 1, b"j")
     assert end[:3] == (frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1)
 

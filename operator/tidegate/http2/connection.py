@@ -336,13 +336,15 @@ class Connection:
             self._spend("acknowledged SETTINGS")
             return
         self._spend("SETTINGS frames", 1 + len(payload) / 60 + len(self._streams) / 100)
-        for name, value in settings.read(payload):
+        pairs = settings.read(payload)
+        # First the ACK: a peer counts by its new windows from there on.
+        self.out.control(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        for name, value in pairs:
             if name == settings.INITIAL_WINDOW_SIZE:
                 self.out.set_initial_window(value)
             elif name == settings.MAX_FRAME_SIZE:
                 self.out.max_frame_size = value
         # HEADER_TABLE_SIZE needs nothing: our blocks use no table.
-        self.out.control(frames.frame(frames.SETTINGS, frames.ACK, 0))
 
     def _on_push_promise(self, _flags: int, _stream: int, _payload: bytes) -> None:
         raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "a client cannot push")

@@ -62,6 +62,10 @@ class Unpacker:
         """Bytes of a message that is not complete."""
         return self._size
 
+    def clear(self) -> None:
+        """Forget what is not complete."""
+        self._parts, self._size = [], 0
+
     def feed(self, data: bytes) -> list[bytes]:
         """The messages that are complete now. Raises CallError."""
         if self._parts:

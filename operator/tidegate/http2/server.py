@@ -119,7 +119,10 @@ class ServerCall:
             self.headers_sent = True
             http.send_headers(self.id, OK_HEADERS)
         http.send_data(self.id, pack(message))
-        self.connection.flush_soon()
+        if http.out.size > _SOFT_QUEUE:
+            self.connection.flush()  # so that the transport says when it is enough
+        else:
+            self.connection.flush_soon()
 
     # ── for its connection ──────────────────────────────────────────────────────────────────────
 
@@ -179,6 +182,7 @@ class ServerCall:
             self.timer.cancel()
         self.connection.held -= sum(map(len, self._inbox)) + self._unpacker.held
         self._inbox.clear()
+        self._unpacker.clear()
 
 
 class ServerConnection(asyncio.Protocol):
@@ -272,8 +276,7 @@ class ServerConnection(asyncio.Protocol):
     def _open(self, event: RequestReceived) -> None:
         number, asked = event.stream, read_call(event.request)
         if asked.refusal:
-            self.http.send_headers(number, asked.refusal)
-            self.http.end(number)
+            self.http.end(number, asked.refusal)
             return
         handler = self.server.methods.get(asked.method)
         if handler is None:
@@ -290,6 +293,8 @@ class ServerConnection(asyncio.Protocol):
         call.task = self.loop.create_task(self._run(call, handler))
 
     def _feed(self, call: ServerCall, data: bytes, ended: bool) -> None:
+        if call.ended:  # it was broken off here, and its status still waits for a window
+            return
         try:
             call.take(data, ended)
         except CallError as error:
@@ -300,7 +305,9 @@ class ServerConnection(asyncio.Protocol):
     def _break(self, call: ServerCall, status: Status, message: str) -> None:
         """End a call with a status, whatever its handler is doing."""
         self._finish(call, status, message)
-        call.leave()
+        call.forget()
+        call.ended = True
+        call.cancel()
 
     async def _run(self, call: ServerCall, handler: Handler) -> None:
         status, message = Status.OK, ""
