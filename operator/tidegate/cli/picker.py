@@ -55,7 +55,7 @@ def picker(
     server: Annotated[
         ServerChoice,
         typer.Option(help="What speaks gRPC: frames, our own HTTP/2, or grpcio, the reference, slower."),
-    ] = ServerChoice.GRPCIO,
+    ] = ServerChoice.FRAMES,
     log_level: Level = LogLevel.INFO,
     log_format: Format = LogFormat.TEXT,
 ) -> None:

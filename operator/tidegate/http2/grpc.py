@@ -75,6 +75,12 @@ class Unpacker:
                 return []
             data = b"".join(self._parts)
             self._parts, self._size = [], 0
+        elif (
+            data[:1] == b"\0"
+            and len(data) == _PREFIX.size + int.from_bytes(data[1:5], "big")
+            and len(data) <= _PREFIX.size + self._most
+        ):
+            return [data[_PREFIX.size :]]  # one message, as nearly always
         messages, at, end = [], 0, len(data)
         self._need = _PREFIX.size
         while end - at >= _PREFIX.size:

@@ -129,15 +129,16 @@ class ServerCall:
     def take(self, data: bytes, ended: bool) -> None:
         """Take data of the peer. Raises CallError."""
         self.ended = self.ended or ended
-        unpacker = self._unpacker
-        before = unpacker.held
+        self.owed += len(data)
+        unpacker, connection = self._unpacker, self.connection
+        connection.held -= unpacker.held
         try:
             messages = unpacker.feed(data)
         finally:
-            self.connection.held += unpacker.held - before
-        self.connection.held += sum(map(len, messages))
-        self._inbox += messages
-        self.owed += len(data)
+            connection.held += unpacker.held
+        for message in messages:
+            connection.held += len(message)
+            self._inbox.append(message)
         if not self._inbox:
             self._give_back()
         if (messages or ended) and self._reader is not None and not self._reader.done():
@@ -180,9 +181,10 @@ class ServerCall:
         """Give back what it holds."""
         if self.timer is not None:
             self.timer.cancel()
-        self.connection.held -= sum(map(len, self._inbox)) + self._unpacker.held
-        self._inbox.clear()
-        self._unpacker.clear()
+        if self._inbox or self._unpacker.held:
+            self.connection.held -= sum(map(len, self._inbox)) + self._unpacker.held
+            self._inbox.clear()
+            self._unpacker.clear()
 
 
 class ServerConnection(asyncio.Protocol):
@@ -256,22 +258,24 @@ class ServerConnection(asyncio.Protocol):
     # ── events ──────────────────────────────────────────────────────────────────────────────────
 
     def _on(self, event: Event) -> None:
-        match event:
-            case DataReceived(stream, data, ended):
-                call = self.calls.get(stream)
-                if call is not None:
-                    self._feed(call, data, ended)
-            case RequestReceived():
-                self._open(event)
-            case StreamReset(stream):
-                call = self.calls.get(stream)
-                if call is not None:
-                    call.leave()
-            case Terminated(code, message):
-                log.warning("connection ended: %s (%s)", message, ErrorCode(code).name)
-                for call in list(self.calls.values()):
-                    call.leave()
-                self.hang_up()
+        if isinstance(event, DataReceived):  # most are
+            call = self.calls.get(event.stream)
+            if call is not None:
+                self._feed(call, event.data, event.ended)
+        elif isinstance(event, RequestReceived):
+            self._open(event)
+        elif isinstance(event, StreamReset):
+            call = self.calls.get(event.stream)
+            if call is not None:
+                call.leave()
+        else:
+            self._end(event)
+
+    def _end(self, event: Terminated) -> None:
+        log.warning("connection ended: %s (%s)", event.message, ErrorCode(event.code).name)
+        for call in list(self.calls.values()):
+            call.leave()
+        self.hang_up()
 
     def _open(self, event: RequestReceived) -> None:
         number, asked = event.stream, read_call(event.request)

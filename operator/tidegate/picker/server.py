@@ -40,7 +40,7 @@ class Options:
     drain_s: float = 10.0
     decision_log: Path | None = None
     decision_log_max_bytes: int = MAX_BYTES
-    server: ServerName = ServerName.GRPCIO
+    server: ServerName = ServerName.FRAMES
 
 
 class Picker:
