@@ -467,6 +467,7 @@ class Connection:
             self.terminated = True
             self.out.control(frames.goaway(self._last, code, message.encode()[:512]))
             self._streams.clear()
+            self.out.close()
             self._events.append(Terminated(code, message))
 
     # ── ends ────────────────────────────────────────────────────────────────────────────────────

@@ -77,15 +77,14 @@ class ServerCall:
         self.owed = 0
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self._inbox: deque[bytes] = deque()
+        self._inbox: deque[bytes] | None = None  # only while there is something: calls wait by thousands
         self._unpacker = Unpacker(connection.max_message)
         self._reader: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
 
     async def read(self) -> bytes | None:
         """The next message; None once the peer has said its last, or has left."""
-        inbox = self._inbox
-        while not inbox:
+        while not self._inbox:
             if self.ended:
                 return None
             self._reader = self.connection.loop.create_future()
@@ -93,9 +92,10 @@ class ServerCall:
                 await self._reader
             finally:
                 self._reader = None
-        message = inbox.popleft()
+        message = self._inbox.popleft()
         self.connection.held -= len(message)
-        if not inbox:
+        if not self._inbox:
+            self._inbox = None
             self._give_back()
         return message
 
@@ -136,10 +136,13 @@ class ServerCall:
             messages = unpacker.feed(data)
         finally:
             connection.held += unpacker.held
-        for message in messages:
-            connection.held += len(message)
-            self._inbox.append(message)
-        if not self._inbox:
+        if messages:
+            connection.held += sum(map(len, messages))
+            if self._inbox is None:
+                self._inbox = deque(messages)
+            else:
+                self._inbox += messages
+        elif not self._inbox:
             self._give_back()
         if (messages or ended) and self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
@@ -181,10 +184,9 @@ class ServerCall:
         """Give back what it holds."""
         if self.timer is not None:
             self.timer.cancel()
-        if self._inbox or self._unpacker.held:
-            self.connection.held -= sum(map(len, self._inbox)) + self._unpacker.held
-            self._inbox.clear()
-            self._unpacker.clear()
+        self.connection.held -= sum(map(len, self._inbox or ())) + self._unpacker.held
+        self._inbox = None
+        self._unpacker.clear()
 
 
 class ServerConnection(asyncio.Protocol):
@@ -209,9 +211,8 @@ class ServerConnection(asyncio.Protocol):
         """Greet."""
         self._transport = transport = cast("asyncio.Transport", transport)
         tls = transport.get_extra_info("ssl_object")
-        if len(self.server.connections) >= self.server.max_connections or (
-            tls is not None and tls.selected_alpn_protocol() not in ("h2", None)
-        ):
+        full = self.server.stopping or len(self.server.connections) >= self.server.max_connections
+        if full or (tls is not None and tls.selected_alpn_protocol() not in ("h2", None)):
             transport.abort()
             return
         self.server.connections.add(self)
@@ -238,6 +239,7 @@ class ServerConnection(asyncio.Protocol):
         if self._pulse is not None:
             self._pulse.cancel()
         self._transport = None
+        self.http.terminate(ErrorCode.NO_ERROR, "the connection was lost")
         for call in list(self.calls.values()):
             call.leave()
         self.server.gone(self)
@@ -314,21 +316,22 @@ class ServerConnection(asyncio.Protocol):
         call.cancel()
 
     async def _run(self, call: ServerCall, handler: Handler) -> None:
-        status, message = Status.OK, ""
+        status, message = Status.CANCELLED, "the call was cancelled"
         call.started = True
         try:
             if not call.cancelled:
                 await handler(call)
+                status, message = Status.OK, ""
         except CallError as error:
             status, message = error.status, error.message
         except asyncio.CancelledError:
-            status, message = Status.CANCELLED, "the call was cancelled"
-            if call.expired:
-                status, message = Status.DEADLINE_EXCEEDED, "grpc-timeout is over"
+            pass
         except Exception:
             log.exception("a call failed")
             status, message = Status.INTERNAL, "the server failed"
         finally:
+            if call.expired and status is Status.CANCELLED:
+                status, message = Status.DEADLINE_EXCEEDED, "grpc-timeout is over"
             self.calls.pop(call.id, None)
             call.forget()
             self._finish(call, status, message)

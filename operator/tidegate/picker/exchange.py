@@ -5,6 +5,7 @@ has its endpoint; then the replies go out in the order that Envoy wants: headers
 trailers.
 """
 
+import sys
 from collections.abc import Mapping
 from enum import Enum, auto
 from functools import lru_cache
@@ -169,7 +170,7 @@ class Exchange:
     def _request_headers(self, message: pb.HttpHeaders) -> list[pb.ProcessingResponse]:
         for header in message.headers.headers:
             value = header.raw_value.decode("latin-1") if header.raw_value else header.value
-            self.headers.setdefault(header.key.lower(), value)
+            self.headers.setdefault(sys.intern(header.key.lower()), value)  # kept while it waits
         self.way = route(self.headers.get(":method", ""), self.headers.get(":path", ""))
         self._headers_only = message.end_of_stream
         self.phase = Phase.HELD if message.end_of_stream else Phase.BODY
