@@ -82,6 +82,18 @@ bench: binaries ## Every benchmark, then one table
 bench-smoke: binaries ## Every benchmark, short: that it runs, not how fast
 	@$(BIN)/python tests/perf/run.py --quick $(ARGS)
 
+.PHONY: bench-picker
+bench-picker: setup ## What the picker costs beside Envoy alone and its grpcio server, in one run
+	@$(BIN)/python tests/perf/bench_picker.py $(ARGS)
+
+.PHONY: bench-http2
+bench-http2: setup ## CPU of one exchange in our HTTP/2 frames and in the h2 package
+	@$(BIN)/python tests/perf/bench_http2.py $(ARGS)
+
+.PHONY: h2spec
+h2spec: setup ## h2spec against the HTTP/2 frames, where it is installed
+	@$(BIN)/python tests/support/h2spec.py
+
 .PHONY: bench-sim bench-sim-full bench-sim-quick
 bench-sim: setup ## All that is measured in virtual time, by a stated grid: 90 minutes at most (resumable)
 	@$(BIN)/python tests/perf/sim_all.py $(ARGS)

@@ -19,8 +19,8 @@ from support.wait import eventually
 from tidegate.core.flow import Endpoint
 from tidegate.local import binaries
 from tidegate.picker.desk import Desk
+from tidegate.picker.fronts import Processor
 from tidegate.picker.identity import Identity
-from tidegate.picker.server import Processor
 from tidegate.picker.service import Service, Settings
 from tidegate.render.envoy import bootstrap
 

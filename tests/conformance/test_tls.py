@@ -13,13 +13,17 @@ from cryptography.x509.oid import NameOID
 from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as pb_grpc
 from typer.testing import CliRunner
 
+from support.own_picker import KEY, NobodyToAsk, desk_of
 from support.ports import free_port
-from support.small_picker import SmallPicker
+from support.small_picker import POOL, SmallPicker
 from tidegate.cli.main import app
 from tidegate.conformance.probe import Target
 from tidegate.conformance.rules import select
 from tidegate.conformance.run import Tls, UnreachableError, Verdict, run
-from tidegate.picker.server import _credentials, _listen
+from tidegate.core.flow import Endpoint
+from tidegate.picker.fronts import Health, Listen, ServerName, front
+from tidegate.picker.identity import Identity
+from tidegate.picker.service import Service, Settings
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +59,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 async def test_a_picker_with_a_certificate_is_asked_over_tls(files: tuple[Path, Path]) -> None:
     server, port = grpc.aio.server(), free_port()
     pb_grpc.add_ExternalProcessorServicer_to_server(SmallPicker(), server)
-    _listen(server, "127.0.0.1", port, _credentials(files))
+    credentials = grpc.ssl_server_credentials([(files[1].read_bytes(), files[0].read_bytes())])
+    server.add_secure_port(f"127.0.0.1:{port}", credentials)
     await server.start()
     try:
         address, target = f"127.0.0.1:{port}", Target("m", timeout_s=2.0)
@@ -70,6 +75,26 @@ async def test_a_picker_with_a_certificate_is_asked_over_tls(files: tuple[Path, 
                 await run(address, quick, rules, tls=wrong)
     finally:
         await server.stop(0)
+
+
+@pytest.mark.parametrize("server", ServerName)
+async def test_our_own_port_has_a_certificate_on_either_server(
+    files: tuple[Path, Path], server: ServerName
+) -> None:
+    desk, port = desk_of(Endpoint(one, KEY, "low", 20) for one in POOL), free_port()
+    service = Service(desk, Identity(NobodyToAsk(), desk.clock), Settings(trust_class_header=True))
+    made = front(server, service, Health(), Listen("127.0.0.1", port, free_port(), files))
+    await made.start()
+    try:
+        address, rules = f"127.0.0.1:{port}", select(["destination.header"])
+        tls = Tls(on=True, ca=files[0].read_bytes())
+        found = await run(address, Target("m", timeout_s=5.0), rules, tls=tls)
+        assert [r.verdict for r in found] == [Verdict.KEPT]
+        with pytest.raises(UnreachableError, match=address):
+            await run(address, Target("m", timeout_s=0.5), rules, tls=Tls())
+    finally:
+        await made.drain(0)
+        await made.stop()
 
 
 def test_certificate_and_key_go_together(files: tuple[Path, Path]) -> None:

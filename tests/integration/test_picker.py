@@ -63,11 +63,19 @@ class Model:
         return self.picker.metric("tidegate_requests_total", model=self.name, outcome=outcome)
 
 
+@pytest.fixture(scope="module", params=["frames", "grpcio"])
+def server(request: pytest.FixtureRequest) -> list[str]:
+    """Flags of a picker: all of this holds whichever server speaks gRPC."""
+    return ["--server", request.param]
+
+
 @pytest.fixture(scope="module")
-def picker(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PickerProcess]:
+def picker(
+    server: list[str], control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PickerProcess]:
     folder = tmp_path_factory.mktemp("picker")
     account = control_plane.layout.kubeconfig_of("tidegate-picker")
-    one = PickerProcess(folder, account, ["--max-body-bytes", "300000", "--drain-seconds", "3"])
+    one = PickerProcess(folder, account, ["--max-body-bytes", "300000", "--drain-seconds", "3", *server])
     yield one.start()
     one.stop()
 
@@ -483,10 +491,10 @@ async def _consume(model: Model) -> str:
 
 
 async def test_a_killed_picker_comes_back_with_the_right_counts(
-    make_model: MakeModel, control_plane: LocalCluster, tmp_path: Path
+    make_model: MakeModel, control_plane: LocalCluster, server: list[str], tmp_path: Path
 ) -> None:
     account = control_plane.layout.kubeconfig_of("tidegate-picker")
-    own = PickerProcess(tmp_path, account).start()
+    own = PickerProcess(tmp_path, account, server).start()
     envoy = EnvoyProcess(tmp_path, own.ports[0]).start()
     try:
         async with httpx.AsyncClient(base_url=envoy.url, timeout=30) as client:
@@ -527,9 +535,9 @@ async def test_a_killed_picker_comes_back_with_the_right_counts(
 
 
 async def test_sigterm_finishes_what_is_under_way_and_exits_0(
-    make_model: MakeModel, control_plane: LocalCluster, tmp_path: Path
+    make_model: MakeModel, control_plane: LocalCluster, server: list[str], tmp_path: Path
 ) -> None:
-    own = PickerProcess(tmp_path, control_plane.layout.kubeconfig_of("tidegate-picker")).start()
+    own = PickerProcess(tmp_path, control_plane.layout.kubeconfig_of("tidegate-picker"), server).start()
     envoy = EnvoyProcess(tmp_path, own.ports[0]).start()
     try:
         async with httpx.AsyncClient(base_url=envoy.url, timeout=30) as client:
@@ -565,9 +573,9 @@ async def test_health_over_grpc(picker: PickerProcess) -> None:
 
 
 async def test_a_trusted_gateway_s_header_needs_no_token(
-    make_model: MakeModel, control_plane: LocalCluster, tmp_path: Path
+    make_model: MakeModel, control_plane: LocalCluster, server: list[str], tmp_path: Path
 ) -> None:
-    flags = ["--trust-class-header", "--policy", "fifo"]
+    flags = ["--trust-class-header", "--policy", "fifo", *server]
     own = PickerProcess(tmp_path, control_plane.layout.kubeconfig_of("tidegate-picker"), flags).start()
     envoy = EnvoyProcess(tmp_path, own.ports[0]).start()
     try:

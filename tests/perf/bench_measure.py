@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import bench_picker
-from bench_picker import cpu_s, engine, start_envoy, throughput, wait_for_picker
+from bench_picker import BODY_BYTES, FRAMES, QUEUED, Stage, answers, body, engine
+from httpload import Target, cpu_s, throughput
 from report import Row, record, row
 
 from support.ports import free_ports
@@ -64,11 +66,11 @@ async def serve_streams(port: int) -> None:
 
 async def stream(port: int, seconds: float) -> int:
     """STREAMS clients, one stream after the other; returns the events that came."""
-    body = bench_picker.BODY
+    data = body(BODY_BYTES)
     request = (
         f"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer bench\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
+        f"Content-Length: {len(data)}\r\n\r\n"
+    ).encode() + data
     end, events = time.perf_counter() + seconds, 0
 
     async def one() -> None:
@@ -99,62 +101,51 @@ def wait_for_port(port: int) -> None:
             return
 
 
-class Bench:
-    """Processes, and what was measured of them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.started: list[subprocess.Popen[bytes]] = []
-
-    def run(self, *command: str) -> subprocess.Popen[bytes]:
-        self.started.append(subprocess.Popen([sys.executable, *command]))
-        return self.started[-1]
-
-    def stop(self) -> None:
-        for process in self.started:
-            process.kill()
-            process.wait()
-
-    def gateways(self, to: str) -> tuple[subprocess.Popen[bytes], dict[str, tuple[int, int]]]:
-        """A picker that sends to `to`, and port and pid of both gateways in front of it."""
-        port, found = free_ports(1)[0], {}
-        picker = self.run(str(Path(bench_picker.__file__).resolve()), "--serve", str(port), to)
-        for arm in ARMS:
-            listen, admin = free_ports(2)
-            config = bootstrap(
-                listen_host="127.0.0.1",
-                listen_port=listen,
-                admin_port=admin,
-                picker_host="127.0.0.1",
-                picker_port=port,
-                measure_port=port if arm == "measured" else None,
-            )
-            envoy = start_envoy(self.folder, f"{arm}-{listen}", config)
-            self.started.append(envoy)
-            found[arm] = (listen, envoy.pid)
-            wait_for_picker(listen)
-        return picker, found
+def gateways(stage: Stage, to: str) -> tuple[subprocess.Popen[bytes], dict[str, tuple[int, int]]]:
+    """A picker that sends to `to`, and port and pid of both gateways in front of it."""
+    port, health, measure_port = free_ports(3)
+    command = [sys.executable, str(Path(bench_picker.__file__).resolve()), "--serve", FRAMES]
+    picker = stage.run([*command, str(port), str(health), to, str(QUEUED), str(measure_port)])
+    found = {}
+    for arm in ARMS:
+        listen, admin = free_ports(2)
+        config = bootstrap(
+            listen_host="127.0.0.1",
+            listen_port=listen,
+            admin_port=admin,
+            picker_host="127.0.0.1",
+            picker_port=port,
+            measure_port=measure_port if arm == "measured" else None,
+        )
+        found[arm] = (listen, stage.envoy(f"{arm}-{listen}", config))
+        answers(f"http://127.0.0.1:{listen}/v1/completions", picker, body(BODY_BYTES))
+    return picker, found
 
 
-def whole(bench: Bench, runs: int, seconds: float, *, quick: bool) -> list[Row]:
+def whole(stage: Stage, runs: int, seconds: float, *, quick: bool) -> list[Row]:
     """Small answers as fast as they come."""
     back, admin = free_ports(2)
-    answers = engine(back, admin)
-    routes = bench_picker._manager(answers)["route_config"]["virtual_hosts"][0]["routes"]
+    config = engine(back, admin)
+    routes = bench_picker._manager(config)["route_config"]["virtual_hosts"][0]["routes"]
     routes[0]["direct_response"]["body"]["inline_string"] = ANSWER
     routes[0]["response_headers_to_add"] = [{"header": {"key": "content-type", "value": "application/json"}}]
-    bench.started.append(start_envoy(bench.folder, "engine", answers))
-    to = f"127.0.0.1:{back}"
-    picker, gateways = bench.gateways(to)
+    stage.envoy("engine", config)
+    picker, found = gateways(stage, f"127.0.0.1:{back}")
+    data = body(BODY_BYTES)
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer bench\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    ).encode()
     rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
     cpu: dict[tuple[str, str], list[float]] = {}
     for number in range(runs):
         for arm in ARMS if number % 2 else reversed(ARMS):
-            port, envoy = gateways[arm]
+            port, envoy = found[arm]
             before = cpu_s(picker.pid), cpu_s(envoy)
-            done = asyncio.run(throughput(port, to, seconds))
+            rate = asyncio.run(throughput(Target(port, head + data), STREAMS, seconds))
             time.sleep(0.4)  # the log's last batch
-            rates[arm].append(done / seconds)
+            rates[arm].append(rate)
+            done = rate * seconds
             for what, pid, was in (("picker", picker.pid, before[0]), ("Envoy", envoy, before[1])):
                 cpu.setdefault((what, arm), []).append((cpu_s(pid) - was) / done * 1e6)
     ratio = [b / a for a, b in zip(rates["without"], rates["measured"], strict=True)]
@@ -169,16 +160,16 @@ def whole(bench: Bench, runs: int, seconds: float, *, quick: bool) -> list[Row]:
     ]
 
 
-def streamed(bench: Bench, runs: int, seconds: float, *, quick: bool) -> list[Row]:
+def streamed(stage: Stage, runs: int, seconds: float, *, quick: bool) -> list[Row]:
     """Streams at the pace of tokens."""
     back, runs = free_ports(1)[0], 1 if quick else max(3, runs // 2)
-    bench.run(str(Path(__file__).resolve()), "--serve-streams", str(back))
+    stage.run([sys.executable, str(Path(__file__).resolve()), "--serve-streams", str(back)])
     wait_for_port(back)
-    _, gateways = bench.gateways(f"127.0.0.1:{back}")
+    _, found = gateways(stage, f"127.0.0.1:{back}")
     cpu: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for number in range(runs):
         for arm in ARMS if number % 2 else reversed(ARMS):
-            port, envoy = gateways[arm]
+            port, envoy = found[arm]
             before = cpu_s(envoy)
             events = asyncio.run(stream(port, seconds))
             cpu[arm].append((cpu_s(envoy) - before) / events * 1e6)
@@ -200,11 +191,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         rows = []
         for part in (whole, streamed):
-            bench = Bench(Path(name))
-            try:
-                rows += part(bench, runs, seconds, quick=args.quick)
-            finally:
-                bench.stop()
+            with ExitStack() as stack:
+                rows += part(Stage(Path(name), stack), runs, seconds, quick=args.quick)
     record("measure", rows)
 
 

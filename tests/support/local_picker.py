@@ -18,8 +18,8 @@ from tidegate.core.load import EngineReport
 from tidegate.core.types import QoSClass
 from tidegate.facts.endpoints import ServedModel, World
 from tidegate.picker.desk import Desk
+from tidegate.picker.fronts import GRPC_OPTIONS, Processor
 from tidegate.picker.identity import Identity
-from tidegate.picker.server import GRPC_OPTIONS, Processor
 from tidegate.picker.service import Service, Settings
 
 CLASSES = {"high": QoSClass("high", 900), "low": QoSClass("low", 10)}

@@ -17,8 +17,8 @@ from tidegate.core.load import EngineReport
 from tidegate.core.types import Objectives, QoSClass, TenantFrom, Tenants
 from tidegate.facts.endpoints import ServedModel, World
 from tidegate.picker.desk import Desk
+from tidegate.picker.fronts import GRPC_OPTIONS, Processor
 from tidegate.picker.measure.server import AccessLogs
-from tidegate.picker.server import GRPC_OPTIONS, Processor
 from tidegate.picker.service import Service, Settings
 
 KEY, TRITON = ("team-a", "chat"), ("team-b", "ranker")

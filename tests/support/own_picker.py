@@ -10,8 +10,8 @@ from tidegate.core.load import EngineReport
 from tidegate.core.types import QoSClass
 from tidegate.facts.endpoints import ServedModel, World
 from tidegate.picker.desk import Desk
+from tidegate.picker.fronts import Processor
 from tidegate.picker.identity import Identity
-from tidegate.picker.server import Processor
 from tidegate.picker.service import Service, Settings
 
 KEY = ("ns", "m")

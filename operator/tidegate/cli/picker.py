@@ -9,6 +9,13 @@ import typer
 from tidegate.cli.options import Format, Host, Kubeconfig, Level, LogFormat, LogLevel, log_to_stderr, path
 
 
+class ServerChoice(StrEnum):
+    """gRPC servers that can answer Envoy."""
+
+    FRAMES = "frames"
+    GRPCIO = "grpcio"
+
+
 class PolicyName(StrEnum):
     """Ways to run the queue."""
 
@@ -76,6 +83,10 @@ def picker(
     decision_log_max_bytes: Annotated[
         int, typer.Option(min=1024, help="Size at which recording ends, until the picker starts again.")
     ] = 1 << 30,
+    server: Annotated[
+        ServerChoice,
+        typer.Option(help="What speaks gRPC: frames, our own HTTP/2, or grpcio, the reference, slower."),
+    ] = ServerChoice.FRAMES,
     log_level: Level = LogLevel.INFO,
     log_format: Format = LogFormat.TEXT,
 ) -> None:
@@ -84,6 +95,7 @@ def picker(
 
     from tidegate.api.common import InvalidObject
     from tidegate.api.identity import IdentitySources, load
+    from tidegate.picker.fronts import ServerName
     from tidegate.picker.server import Options, run
 
     log_to_stderr(log_level, log_format)
@@ -111,6 +123,7 @@ def picker(
         identity=sources,
         decision_log=decision_log,
         decision_log_max_bytes=decision_log_max_bytes,
+        server=ServerName(server.value),
     )
     try:
         asyncio.run(run(options))

@@ -10,13 +10,16 @@ The protocol between gateway and picker is the Endpoint Picker Protocol, proposa
 https://github.com/kubernetes-sigs/gateway-api-inference-extension.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Final
 
 from envoy.config.core.v3 import base_pb2
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from google.protobuf.struct_pb2 import Struct
 
 from tidegate.core import subset
 from tidegate.picker.errors import OPENAI, GrpcStatus, RefusedError
@@ -268,7 +271,7 @@ class Exchange:
     def _request_headers(self, first: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
         message = first.request_headers
         for header in message.headers.headers:
-            name = header.key.lower()
+            name = sys.intern(header.key.lower())  # kept while it waits
             if name in self.headers:
                 self.repeated.add(name)
             else:
@@ -427,7 +430,7 @@ def _to(
     common.clear_route_cache = True
     _set(common.header_mutation, {DESTINATION_HEADER: address, **headers})
     common.header_mutation.remove_headers.extend(drop)
-    reply.dynamic_metadata.update({DESTINATION_NAMESPACE: {DESTINATION_HEADER: address}})
+    reply.dynamic_metadata.CopyFrom(_metadata(address))
 
 
 def _pieces(data: bytes) -> Iterator[tuple[bytes, bool]]:
@@ -461,6 +464,14 @@ def whole(text: str) -> int | None:
 
 def _value(header: base_pb2.HeaderValue) -> str:
     return str(header.raw_value.decode("latin-1") if header.raw_value else header.value)
+
+
+@lru_cache(maxsize=4_096)
+def _metadata(address: str) -> Struct:
+    """The endpoint as `envoy.lb` metadata: not to be changed, it is used again."""
+    metadata = Struct()
+    metadata.update({DESTINATION_NAMESPACE: {DESTINATION_HEADER: address}})
+    return metadata
 
 
 def _set(mutation: pb.HeaderMutation, headers: Mapping[str, str]) -> None:

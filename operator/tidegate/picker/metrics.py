@@ -6,6 +6,7 @@ was measured of answers, and tenants, are in `measure.exports`.
 
 from collections import Counter as Tally
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -19,6 +20,16 @@ ENDPOINT_INFLIGHT = "tidegate_endpoint_inflight_requests"
 
 _LABELS = ("namespace", "model", "qos_class")
 _WAITS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """The series of one model and class: looking them up by labels costs more than counting."""
+
+    arrivals: Counter
+    prompts: Counter
+    outputs: Counter
+    waits: Histogram
 
 
 class Metrics:
@@ -74,6 +85,8 @@ class Metrics:
         self.collectors: list[Collector] = []
         for collector in (gauges(flow), self.measures):
             self.register(collector)
+        self._series: dict[tuple[ModelKey, str], _Series] = {}
+        self._ended: dict[tuple[ModelKey, str, str], Counter] = {}
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, _LABELS, registry=self.registry)
@@ -85,14 +98,14 @@ class Metrics:
 
     def arrived(self, ask: Ask) -> None:
         """Count an admitted request."""
-        labels = (*ask.model, ask.qos_class)
-        self.arrivals.labels(*labels).inc()
-        self.prompts.labels(*labels).inc(ask.prompt_tokens)
-        self.outputs.labels(*labels).inc(ask.output_tokens)
+        series = self._of(ask)
+        series.arrivals.inc()
+        series.prompts.inc(ask.prompt_tokens)
+        series.outputs.inc(ask.output_tokens)
 
     def dispatched(self, ask: Ask, waited_s: float) -> None:
         """Note how long a request waited."""
-        self.waits.labels(*ask.model, ask.qos_class).observe(waited_s)
+        self._of(ask).waits.observe(waited_s)
 
     def recalled(self, ask: Ask) -> None:
         """Count a request that is taken back."""
@@ -100,7 +113,24 @@ class Metrics:
 
     def ended(self, model: ModelKey, qos_class: str, outcome: str) -> None:
         """Count a request out. Empty names: it ended before they were known."""
-        self.requests.labels(*model, qos_class, outcome).inc()
+        key = (model, qos_class, outcome)
+        counter = self._ended.get(key)
+        if counter is None:
+            counter = self._ended[key] = self.requests.labels(*model, qos_class, outcome)
+        counter.inc()
+
+    def _of(self, ask: Ask) -> "_Series":
+        key = (ask.model, ask.qos_class)
+        series = self._series.get(key)
+        if series is None:
+            labels = (*ask.model, ask.qos_class)
+            series = self._series[key] = _Series(
+                self.arrivals.labels(*labels),
+                self.prompts.labels(*labels),
+                self.outputs.labels(*labels),
+                self.waits.labels(*labels),
+            )
+        return series
 
     def reviewed(self, review: str, outcome: str) -> None:
         """Count a question to the API server."""

@@ -8,15 +8,11 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
 
 import grpc
 import orjson
 from aiohttp import web
 from envoy.service.accesslog.v3 import als_pb2_grpc
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
-from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as pb_grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tidegate.adapters.kube import Kube
 from tidegate.api.identity import IdentitySources
@@ -25,23 +21,13 @@ from tidegate.picker.cluster import Cluster
 from tidegate.picker.decisionlog import MAX_BYTES, DecisionLog, RecordedFlow, Stop
 from tidegate.picker.desk import Desk
 from tidegate.picker.engines import Engines
-from tidegate.picker.exchange import DEFAULT_MAX_BODY, BrokenStreamError, ProtocolError
+from tidegate.picker.exchange import DEFAULT_MAX_BODY
+from tidegate.picker.fronts import HEALTH_SERVICES, Health, Listen, ServerName, front
 from tidegate.picker.identity import Identity, Limits, strangers
 from tidegate.picker.measure import server as measure
-from tidegate.picker.service import RecalledError, Service, Settings
+from tidegate.picker.service import Service, Settings
 
 log = logging.getLogger(__name__)
-
-EXT_PROC_SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
-HEALTH_SERVICES: Final = ("", "liveness", "readiness", EXT_PROC_SERVICE)
-
-GRPC_OPTIONS: Final = (
-    ("grpc.so_reuseport", 0),  # a second picker on the port is an error, not a rival
-    ("grpc.max_receive_message_length", 16 << 20),
-    # Envoy pings an idle connection; gRPC's default takes that for an attack and hangs up.
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,33 +51,7 @@ class Options:
     identity: IdentitySources = field(default_factory=IdentitySources)
     decision_log: Path | None = None
     decision_log_max_bytes: int = MAX_BYTES
-
-
-class Processor(pb_grpc.ExternalProcessorServicer):  # type: ignore[misc]  # generated, untyped
-    """Pumps gRPC streams into the service."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def Process(self, _requests: Any, context: Any) -> None:  # noqa: N802 -- gRPC's name
-        """Serve one stream: one request."""
-
-        async def read() -> pb.ProcessingRequest | None:
-            message = await context.read()
-            return None if message is grpc.aio.EOF else message
-
-        try:
-            await self._service.serve(read, context.write)
-        except ProtocolError as error:
-            log.error("%s", error)  # noqa: TRY400 -- says all; a traceback for each request would not
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        except BrokenStreamError as error:
-            log.info("a gRPC stream was ended: %s", error)
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except RecalledError as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-        except (grpc.aio.UsageError, grpc.aio.InternalError) as error:
-            log.debug("stream ended while writing: %s", error)
+    server: ServerName = ServerName.FRAMES
 
 
 class Picker:
@@ -121,7 +81,7 @@ class Picker:
         self.cluster = Cluster(kube, self.desk)
         self.engines = Engines(self.desk)
         self.stopping = False
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
 
     def _decision_log(self, policy: Policy) -> DecisionLog | None:
         path = self.options.decision_log
@@ -146,24 +106,26 @@ class Picker:
             OSError: A port is taken.
         """
         o = self.options
-        ext_proc = grpc.aio.server(options=GRPC_OPTIONS)
-        pb_grpc.add_ExternalProcessorServicer_to_server(Processor(self.service), ext_proc)
-        checks = grpc.aio.server(options=GRPC_OPTIONS)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, checks)
+        where = Listen(o.host, o.ext_proc_port, o.health_port, o.tls)
+        server = front(o.server, self.service, self._health, where)
         logs = grpc.aio.server(options=measure.OPTIONS)
         als_pb2_grpc.add_AccessLogServiceServicer_to_server(
             measure.AccessLogs(self.desk.book, self.desk.clock), logs
         )
-        _listen(ext_proc, o.host, o.ext_proc_port, _credentials(o.tls))
-        _listen(checks, o.host, o.health_port)
         _listen(logs, o.host, o.measure_port)
+        self._set_health()
+        self._health.set("liveness", True)
+        await server.start()
         runner = web.AppRunner(self._app(), access_log=None)
         await runner.setup()
-        await web.TCPSite(runner, o.host, o.http_port).start()
+        try:
+            await web.TCPSite(runner, o.host, o.http_port).start()
+        except OSError:
+            await server.drain(0)
+            await server.stop()
+            raise
         if self.decisions is not None:  # the ports are ours now, so no other picker writes this file
             self.decisions.start()
-        await checks.start()
-        await self._health.set("liveness", health_pb2.HealthCheckResponse.SERVING)
         loops = [
             self.cluster.run(),
             self.engines.run(),
@@ -173,37 +135,33 @@ class Picker:
         ]
         tasks = [asyncio.create_task(loop) for loop in loops]
         await logs.start()
-        await ext_proc.start()
         try:
             yield
         finally:
             self.stopping = True
-            await self._set_health()
-            await ext_proc.stop(o.drain_s)
+            self._set_health()
+            await server.drain(o.drain_s)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await logs.stop(0)
-            await checks.stop(0)
+            await server.stop()
             await runner.cleanup()
             if self.decisions is not None:
                 await asyncio.to_thread(self.decisions.close)
 
     async def _announce(self) -> None:
         """Turn health to serving once there are facts."""
-        await self._set_health()
         await self.desk.informed.wait()
-        await self._set_health()
+        self._set_health()
         log.info(
             "ready: %d models, %d endpoints", len(self.desk.world.models), len(self.desk.world.endpoints)
         )
 
-    async def _set_health(self) -> None:
-        states = health_pb2.HealthCheckResponse
-        state = states.SERVING if self.ready else states.NOT_SERVING
+    def _set_health(self) -> None:
         for name in HEALTH_SERVICES:
             if name != "liveness":
-                await self._health.set(name, state)
+                self._health.set(name, self.ready)
 
     def _app(self) -> web.Application:
         app = web.Application()
@@ -242,22 +200,10 @@ class Picker:
         return web.Response(body=orjson.dumps(state), content_type="application/json")
 
 
-def _credentials(tls: tuple[Path, Path] | None) -> grpc.ServerCredentials | None:
-    if tls is None:
-        return None
-    certificate, key = (path.read_bytes() for path in tls)
-    return grpc.ssl_server_credentials([(key, certificate)])
-
-
-def _listen(
-    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None = None
-) -> None:
+def _listen(server: grpc.aio.Server, host: str, port: int) -> None:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        if credentials is None:
-            server.add_insecure_port(address)
-        else:
-            server.add_secure_port(address, credentials)
+        server.add_insecure_port(address)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: is another picker running there? ({error})") from error
 
