@@ -121,7 +121,10 @@ def test_two_issuers_of_one_server_share_its_cluster() -> None:
 
 def test_who_shows_no_key_is_not_asked_for_one() -> None:
     raw = {"apiKeys": {"enabled": True, "header": "x-api-key", "bearerPrefix": "tg-"}}
-    by_header, by_token, without = routes(auth(raw, keys={"alice": (KEY,)}))
+    *grpc, by_header, by_token, without = routes(auth(raw, keys={"alice": (KEY,)}))
+    for same, other in zip(grpc, (by_header, by_token, without), strict=True):
+        assert same["match"] == {**other["match"], "grpc": {}}
+        assert same.get("typed_per_filter_config") == other.get("typed_per_filter_config")
     assert by_header["match"]["headers"] == [{"name": "x-api-key", "present_match": True}]
     assert by_token["match"]["headers"] == [
         {"name": "authorization", "string_match": {"prefix": "Bearer tg-"}}

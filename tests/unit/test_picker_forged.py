@@ -20,6 +20,7 @@ from tidegate.picker.handover import VLLM_PRIORITY_HEADER
 from tidegate.picker.identity import Identity
 from tidegate.picker.service import Service, Settings
 from tidegate.render.envoy import DESTINATION_HEADER
+from tidegate.render.measure import REQUEST_HEADER
 
 KEY = ("ns", "m")
 SERVED = ServedModel(KEY, ("m",), ("high", "low"), "OpenAI", "vLLM")
@@ -45,8 +46,9 @@ JWT = parse(
 
 
 def told(reply: pb.ProcessingResponse) -> dict[str, str]:
-    """What the engine is told, beside the request's id."""
-    return {name: value for name, value in set_headers(reply).items() if name != "x-request-id"}
+    """What the engine is told, beside the request's ids."""
+    own = ("x-request-id", REQUEST_HEADER)
+    return {name: value for name, value in set_headers(reply).items() if name not in own}
 
 
 class Server:

@@ -99,7 +99,7 @@ def test_a_table_for_people_and_the_answer_to_what_if(scenario: Path) -> None:
 
 REFUSED = {
     "no such file": (["none.yaml"], "none.yaml: No such file or directory"),
-    "no such arm": (["s.yaml", "--compare", "ours,theirs"], "no arm is named 'theirs'; there are aimd, "),
+    "no such arm": (["s.yaml", "--compare", "ours,theirs"], "no arm is named 'theirs'; there are aborting, "),
     "no arm": (["s.yaml", "--compare", ","], "no arm is named ''"),
     "too short": (["s.yaml", "--seconds", "5"], "warmUp of 5 s leaves nothing to measure in 5 s"),
     "no time": (["s.yaml", "--seconds", "soon"], "--seconds must be above 0, such as 600 or 10m"),
