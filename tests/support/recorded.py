@@ -60,13 +60,15 @@ def live(decisions: DecisionLog) -> None:
         "high": replace(CLASSES["high"], objectives=Objectives(ttft_s=1.0, tpot_s=0.02)),
         "low": replace(CLASSES["low"], reclaim=Reclaim.ALWAYS),
     }
-    place = Endpoint("10.0.0.3:80", KEY, "low", 4)
+    place = Endpoint("10.0.0.3:80", KEY, "low", 32)
     flow.set_world(paced, {KEY: Model(KEY, ("high", "low"))}, [place], 20.0)
     flow.report(place.address, EngineReport(20.0, 0, 0, 0.0, 65_536), *flow.held(place.address))
     flow.admit(replace(ask(9), recallable=True), 20.0)
     pump(20.0)
-    flow.admit(ask(10, "high"), 20.1)
+    for number in range(10, 22):
+        flow.admit(replace(ask(number, "high"), prompt_tokens=100), 20.1)
     pump(20.1)
+    pump(20.2)
 
 
 def recorded() -> list[bytes]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tidegate.core.flow import Ask, Endpoint, Flow, Model, Policy
 from tidegate.core.flowtypes import Pack
 from tidegate.core.load import EngineReport, Rate
 from tidegate.core.recall import Held, chosen
-from tidegate.core.types import Objectives, QoSClass, Reclaim
+from tidegate.core.types import Objectives, QoSClass, Reclaim, TenantFrom, Tenants
 from tidegate.facts.endpoints import ServedModel, World
 from tidegate.picker.desk import Desk
 from tidegate.picker.identity import Identity
@@ -35,11 +36,16 @@ def a_tenth_each(fewer: int, _tokens: int) -> float:
     ("target_s", "ids"), [(0.4, []), (0.35, [2]), (0.25, [2, 4]), (0.1, [2, 4, 3]), (0.0, [2, 4, 3, 1])]
 )
 def test_what_loses_the_least_is_taken_first_and_no_more_than_needed(target_s: float, ids: list[int]) -> None:
-    assert chosen(HELD, a_tenth_each, target_s) == ids
+    assert chosen(HELD, a_tenth_each, target_s, target_s) == ids
 
 
 def test_of_a_context_that_weighs_the_step_s_time_follows_it() -> None:
-    assert chosen(HELD, lambda _, tokens: 7000 - tokens, 5500) == [2, 4]
+    assert chosen(HELD, lambda _, tokens: 7000 - tokens, 5500, 5500) == [2, 4]
+
+
+def test_nobody_is_thrown_away_for_nothing() -> None:
+    assert chosen(HELD, lambda fewer, _: 1.0 - 0.1 * fewer, 0.3, 0.5) == []
+    assert chosen(HELD, lambda fewer, _: 1.0 - 0.1 * fewer, 0.3, 0.7) == [2, 4, 3, 1]
 
 
 class Stage:
@@ -106,6 +112,45 @@ def test_what_is_not_taken_back(more: dict[str, Any]) -> None:
     assert Stage(**more).burst() == []
 
 
+def test_steady_traffic_takes_nobody_back_however_slow() -> None:
+    stage = Stage()
+    for _ in range(200):
+        stage.now += 0.5
+        stage.come("chat", 500, streamed=True)
+        assert stage.flow.recall(stage.now) == []
+
+
+def test_who_could_not_be_aborted_is_named_again_later() -> None:
+    stage = Stage()
+    first = []
+    while not first:
+        stage.now += 0.05
+        stage.come("chat", 500, streamed=True)
+        first = stage.flow.recall(stage.now)
+    assert stage.flow.recall(stage.now + 0.5) == []
+    stage.now += 1.1
+    stage.come("chat", 500, streamed=True)
+    assert {a.id for a, _ in first} & {a.id for a, _ in stage.flow.recall(stage.now)}
+
+
+def test_who_comes_again_is_not_refused_by_a_full_queue_and_is_charged_once() -> None:
+    shared = replace(CLASSES["batch"], queue_max_requests=1, tenants=Tenants(TenantFrom.HEADER, "x-t"))
+    flow = Flow()
+    flow.set_world({"batch": shared}, {M: Model(M, ("batch",))}, [Endpoint("r0", M, "batch", 1)], 0.0)
+    flow.report("r0", EngineReport(0.0, 0, 0, 0.0, 400_000), 0, 0)
+    mine = Ask(1, M, "batch", 1000, 100, tenant="t", recallable=True)
+    assert flow.admit(mine, 1.0) is None
+    assert flow.dispatch(1.0)
+    assert flow.admit(Ask(2, M, "batch", 1000, 100, tenant="t"), 1.1) is None
+    line = flow._lines[flow._line_key(mine)]
+    before = line.tenants["t"].served
+    flow._room.running[1].recalled_s = 1.5
+    flow.finish(1, 1.6, whole=False)
+    assert line.tenants["t"].served == max(line.tenants["t"].floor, before - (1000 + 2 * 100))
+    assert flow.admit(Ask(3, M, "batch", 10, 10, tenant="t"), 1.7) is not None
+    assert flow.admit(replace(mine, id=4, again=True), 1.7) is None
+
+
 def test_nobody_is_taken_back_while_nobody_urgent_is_there() -> None:
     stage = Stage()
     assert stage.flow.recall(stage.now) == []
@@ -161,8 +206,11 @@ async def recalled(
     service = Service(desk, Identity(NobodyToAsk(), desk.clock), Settings(trust_class_header=True))
     messages: asyncio.Queue[pb.ProcessingRequest | None] = asyncio.Queue()
     body = b'{"model":"m","prompt":"%s"}' % (b"x" * size)
+    counted = {"x_envoy_attempt_count": attempt, "x_tidegate_retries": "1"} if attempt else {}
+    if attempt == "another's":
+        counted = {"x_envoy_attempt_count": "1"}
     for message in [
-        request_headers(**({"x_envoy_attempt_count": attempt} if attempt else {})),
+        request_headers(**counted),
         *request_body([body]),
     ]:
         messages.put_nowait(message)
@@ -194,10 +242,20 @@ async def recalled(
         ("3", {}, False),
         ("", {}, False),
         ("x", {}, False),
+        ("another's", {}, False),
         ("1", {"answered": True}, False),
         ("1", {"size": 1 << 20}, False),
     ],
-    ids=["first", "second", "often enough", "no retries", "no number", "answer begun", "body not kept"],
+    ids=[
+        "first",
+        "second",
+        "often enough",
+        "no retries",
+        "no number",
+        "another gateway's count",
+        "answer begun",
+        "body not kept",
+    ],
 )
 def test_an_exchange_is_ended_only_where_envoy_asks_again(
     attempt: str, more: dict[str, Any], taken: bool

@@ -138,7 +138,7 @@ BROKEN: dict[str, tuple[Callable[[Lines], Lines], int, str]] = {
     ),
     "no policy": (replaced(1, b'{"format":"tidegate-decisions","version":1}\n'), 1, "policy: Field required"),
     "a line cut in the middle": (lambda lines: [*lines[:4], lines[4][:40], *lines[5:]], 5, "Invalid JSON"),
-    "a broken line with an end": (lambda lines: [*lines, b'{"call":"disp\n'], 43, "Invalid JSON"),
+    "a broken line with an end": (lambda lines: [*lines, b'{"call":"disp\n'], 57, "Invalid JSON"),
     "an empty line": (replaced(6, b"\n"), 6, "Invalid JSON"),
     "an unknown call": (replaced(6, b'{"call":"guess","now":1.0}\n'), 6, "'guess'"),
     "an unknown field": (

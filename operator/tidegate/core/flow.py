@@ -124,7 +124,8 @@ class Flow:
         if not startable and not self._room.open_to(ask):
             return self._refuse(503, Reason.NO_ENDPOINT, line, now, ask)
         tenant, weight = self._tenant(ask)
-        if len(line) >= most or (tenant is not None and line.crowds(tenant, most)):
+        # One that comes again had its place, and would be lost for nothing that its client did.
+        if not ask.again and (len(line) >= most or (tenant is not None and line.crowds(tenant, most))):
             return self._refuse(429, Reason.QUEUE_FULL, line, now, ask)
         if self.bytes + ask.size > self.policy.max_bytes:
             return self._refuse(429, Reason.MEMORY_FULL, line, now, ask)
@@ -132,7 +133,7 @@ class Flow:
         if tenant is not None and self._room.urgent(ask) and self._beyond(key, ask, tenant, weight, now):
             line.relegate(one)
             self._room.relegated.add(ask.id)
-        else:
+        elif not ask.again:
             self._room.came(ask, now)
         self._floors.watch(key)
         self._where[ask.id] = key
@@ -248,7 +249,7 @@ class Flow:
     def recall(self, now: float) -> list[tuple[Ask, str]]:
         """Patient requests to abort now and where they run; see `core.recall`. Each is named once.
 
-        Ask after `dispatch`. Abort and `finish` them: they are admitted anew when they come again.
+        Ask before `dispatch`. Abort and `finish` them: they are admitted anew when they come again.
         """
         return [each for model in self._room.models for each in recall.recall(self._room, model, now)]
 
@@ -418,8 +419,12 @@ class Flow:
             self._deadlines.learn(ask, now - running.since)
         tenant, _ = self._tenant(ask)
         if tenant is not None and key in self._lines:
-            self._lines[key].charge(tenant, OUTPUT_WEIGHT * (made - ask.output_tokens))
-            self._charged[ask.id] = (key, tenant, ask.prompt_tokens, made)
+            if not whole and running.recalled_s > running.since:  # nothing that it had is left
+                all_of_it = PROMPT_WEIGHT * ask.prompt_tokens + OUTPUT_WEIGHT * ask.output_tokens
+                self._lines[key].charge(tenant, -all_of_it)
+            else:
+                self._lines[key].charge(tenant, OUTPUT_WEIGHT * (made - ask.output_tokens))
+                self._charged[ask.id] = (key, tenant, ask.prompt_tokens, made)
             if len(self._charged) > _UNMEASURED:
                 self._charged.popitem(last=False)
         self._floors.ended(key, running, made, now)

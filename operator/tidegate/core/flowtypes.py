@@ -112,8 +112,8 @@ class Ask:
 
     `streamed`: its answer goes out as it is made, so that it cannot be asked for again. `tenant` is
     of no account where its class is not shared by tenants. `recallable`: it comes again by itself when it
-    is aborted before its answer has begun. `subset`: where alone it may go, None where its gateway says
-    nothing. `adapter`: the LoRA adapter that it wants, by the engine's name.
+    is aborted before its answer has begun; `again`: it was sent before. `subset`: where alone it may go,
+    None where its gateway says nothing. `adapter`: the LoRA adapter that it wants, by the engine's name.
     """
 
     id: int
@@ -125,6 +125,7 @@ class Ask:
     streamed: bool = False
     tenant: str = ""
     recallable: bool = False
+    again: bool = False
     subset: Subset | None = None
     adapter: str = ""
 

@@ -28,6 +28,10 @@ _FRONT_TAU_S: Final = 30.0
 _BURST_TAU_S: Final = 2.0
 _BURST_SIGMAS, _BURST_FACTOR = 3.0, 1.3
 """In two seconds so many more than chance explains, and by so much more than lately, are a burst."""
+_RAISED_TAU_S: Final = 10.0
+"""A burst that does not go on is forgotten in this long: many that come at once are not yet one."""
+_BURST_LASTS_S: Final = 30.0
+"""So long after a burst began, or was seen to go on, who came in it may still be there."""
 
 
 @dataclass(slots=True)
@@ -59,7 +63,7 @@ class Running:
     since: float
     steps: float
     patient: bool
-    recalled: bool = False
+    recalled_s: float = -math.inf
     shared: dict[tuple[ModelKey, str], int] = field(default_factory=dict)
     told: tuple[int, int] | None = None
 
@@ -67,14 +71,19 @@ class Running:
 class _Seen:
     """What a (model, class) was observed to do."""
 
-    __slots__ = ("arrivals", "burst", "last", "lately", "prefill", "service", "tokens")
+    __slots__ = ("arrivals", "burst", "burst_s", "last", "lately", "prefill", "raised", "service", "tokens")
 
     def __init__(self) -> None:
         self.arrivals, self.lately = Rate(5.0), Rate(_FRONT_TAU_S)
-        self.burst = Rate(_BURST_TAU_S)
+        self.burst, self.raised = Rate(_BURST_TAU_S), Rate(_RAISED_TAU_S)
+        self.burst_s = -math.inf
         self.last = -math.inf
         self.service, self.tokens = Mean(0.1), Mean(0.1)
         self.prefill = Mean(0.02)
+
+    def believed(self, now: float) -> float:
+        """Arrivals a second that the front is made for."""
+        return max(self.lately.value(now), self.raised.value(now))
 
 
 class Room:
@@ -151,9 +160,11 @@ class Room:
         seen.lately.add(now)
         seen.burst.add(now)
         if self.policy.pack.recall:
-            surely = seen.burst.value(now) - _BURST_SIGMAS * seen.burst.deviation(now)
-            if surely > _BURST_FACTOR * seen.lately.value(now):
-                seen.lately.raise_to(seen.burst.value(now), now)
+            rate, deviation = seen.burst.value(now), seen.burst.deviation(now)
+            if rate - _BURST_SIGMAS * deviation > _BURST_FACTOR * seen.believed(now):
+                seen.burst_s = now
+            if now - seen.burst_s < _BURST_TAU_S:
+                seen.raised.raise_to(rate, now)
         seen.last = now
         seen.tokens.add(ask.tokens)
         seen.prefill.add(self.policy.fit.seconds(ask.prompt_tokens, 0))
@@ -305,10 +316,20 @@ class Room:
     def _front(self, model: ModelKey, replicas: Replicas, now: float) -> frozenset[str]:
         """The endpoints that urgent work of a model is packed on; none while nobody is urgent."""
         traffic = [
-            front.Urgent(seen.lately.value(now), seen.prefill.value(0.0))
+            front.Urgent(seen.believed(now), seen.prefill.value(0.0))
             for seen in self._urgent_lately(model, now)
         ]
         return replicas.front(front.size(traffic, self.policy.pack.utilisation))
+
+    def in_burst(self, model: ModelKey, now: float) -> bool:
+        """Whether more urgent requests come than lately, or did so a moment ago."""
+        return any(now - seen.burst_s < _BURST_LASTS_S for seen in self._urgent_lately(model, now))
+
+    def too_slow(self, load: Load) -> float | None:
+        """What a step there may take for those who were promised a pace, where it takes longer; else None."""
+        tpot_s = load.forecast.tightest_tpot_s()
+        target_s = math.inf if tpot_s is None else self.policy.pack.recall_pace * tpot_s
+        return target_s if load.forecast.decode_step_s() > target_s else None
 
     def fronted(self, model: ModelKey, now: float) -> list[Load]:
         """The endpoints of a model's front."""
@@ -338,7 +359,7 @@ class Room:
             # Left out before anything dearer is reckoned: mostly it is all of them.
             most = {True: 0.0, False: self.policy.pack.ahead_s}
             loads = [x for x in loads if x.forecast.backlog_s <= most[x.address in turn.front]]
-        kept = self._kept_clear(ask, turn, loads) if gated and self.policy.pack.clear else frozenset()
+        kept = self._kept_clear(ask, turn, loads, now) if gated and self.policy.pack.clear else frozenset()
         if ask.subset is not None:
             loads = [load for load in loads if self.allows(ask, load.address)]
         return self._candidates(loads, ask, turn, now, kept, gated=gated)
@@ -402,14 +423,20 @@ class Room:
             found.append(candidate)
         return found
 
-    def _kept_clear(self, ask: Ask, turn: Turn, clear: Iterable[Load]) -> frozenset[str]:
+    def _kept_clear(self, ask: Ask, turn: Turn, clear: Iterable[Load], now: float) -> frozenset[str]:
         """Those of the front that get no patient work now; `clear` are the endpoints without prefill."""
         pack = self.policy.pack
         mine = [e for e in clear if e.address in turn.front]
         few = sum(e.ready for e in mine) <= max(1, int(pack.clear_share * len(turn.front)))
         # The one place that there is cannot be kept for ever.
         few = few and (len(turn.front) > 1 or self.behind(ask, turn))
-        return frozenset(e.address for e in mine if few or e.patient >= pack.front_patient)
+        # What would be taken back again is not sent.
+        burst = pack.recall and self.in_burst(ask.model, now)
+        return frozenset(
+            e.address
+            for e in mine
+            if few or e.patient >= pack.front_patient or (burst and self.too_slow(e) is not None)
+        )
 
     def _headroom(self, model: ModelKey, replicas: Replicas, now: float) -> pick.Headroom:
         """What requests of each rank must leave free at each endpoint of a model."""

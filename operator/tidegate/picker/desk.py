@@ -101,14 +101,14 @@ class Desk:
         now, self._pumping = self.clock(), False
         for ask, refused in self.flow.expire(now):
             self._settle(ask, refused)
-        for dispatch in self.flow.dispatch(now):
-            self.metrics.dispatched(dispatch.ask, dispatch.waited_s)
-            self._settle(dispatch.ask, dispatch)
         for ask, address in self.flow.recall(now):
-            abort = self._recalls.pop(ask.id, None)
+            abort = self._recalls.get(ask.id)
             if abort is not None and abort():
                 log.debug("request %d is taken back from %s", ask.id, address)
                 self.metrics.recalled(ask)
+        for dispatch in self.flow.dispatch(now):
+            self.metrics.dispatched(dispatch.ask, dispatch.waited_s)
+            self._settle(dispatch.ask, dispatch)
         self._set_timer()
 
     def _set_timer(self) -> None:

@@ -41,7 +41,7 @@ from tidegate.picker.protocols import (
     read_form,
     server_metadata,
 )
-from tidegate.render.envoy import ATTEMPT_HEADER, ATTEMPTS, DESTINATION_HEADER, KEPT_BODY
+from tidegate.render.envoy import ATTEMPT_HEADER, ATTEMPTS, DESTINATION_HEADER, KEPT_BODY, RETRIES_HEADER
 from tidegate.render.measure import ARRIVED_HEADER, REQUEST_HEADER
 
 log = logging.getLogger(__name__)
@@ -240,6 +240,7 @@ class Service:
             streamed=body.streamed,
             tenant=tenant,
             recallable=self._comes_again(exchange, streamed=body.streamed),
+            again=self._attempt(exchange) > 1,
             subset=exchange.subset,
             adapter=model.adapter(body.model),
         )
@@ -263,9 +264,14 @@ class Service:
 
     def _comes_again(self, exchange: Exchange, *, streamed: bool) -> bool:
         """Whether Envoy sends it again if it is aborted: it counts attempts, and has kept the body."""
-        attempt = whole(exchange.headers.get(ATTEMPT_HEADER, ""))
-        few = attempt is not None and attempt <= self.settings.max_recalls
+        few = 0 < self._attempt(exchange) <= self.settings.max_recalls
         return few and not streamed and exchange.received <= KEPT_BODY
+
+    def _attempt(self, exchange: Exchange) -> int:
+        """The how manieth attempt it is, from 1; 0 where the gateway does not try again by itself."""
+        if RETRIES_HEADER not in exchange.headers:
+            return 0
+        return whole(exchange.headers.get(ATTEMPT_HEADER, "")) or 0
 
     def _offer(self, request: _Request) -> None:
         """Let the desk take it back while its answer has not begun."""
@@ -273,7 +279,9 @@ class Service:
 
         def abort() -> bool:
             sent = request.exchange.phase is Phase.SENT
-            request.recalled = sent and task is not None and task.cancel()
+            if request.recalled or not sent or task is None:
+                return False
+            request.recalled = task.cancel()
             return request.recalled
 
         self.desk.may_recall(request.number, abort)

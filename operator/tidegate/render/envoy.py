@@ -34,6 +34,7 @@ STRIPPED_HEADERS: Final = (
     "x-tidegate-jwt",
     "x-tidegate-user",
     "x-envoy-attempt-count",
+    "x-tidegate-retries",
     # A client of a private address counts as internal, and Envoy would obey these.
     "x-envoy-expected-rq-timeout-ms",
     "x-envoy-hedge-on-per-try-timeout",
@@ -53,6 +54,8 @@ AGAIN_HEADER: Final = "x-tidegate-again"
 
 ATTEMPT_HEADER: Final = "x-envoy-attempt-count"
 """Between the two listeners: the how manieth attempt this is, from 1."""
+RETRIES_HEADER: Final = "x-tidegate-retries"
+"""Between the two listeners: whoever asks here tries again by itself. Others count attempts too."""
 KEPT_BODY: Final = 1 << 20
 """Bytes of a body that the gateway listener keeps, to send it again."""
 
@@ -229,9 +232,14 @@ def _routes(cluster: str, retry_policy: Config) -> list[Config]:
             "match": match,
             "route": {"cluster": to, "timeout": "0s", "idle_timeout": "0s", "retry_policy": retry_policy},
             "response_headers_to_remove": [AGAIN_HEADER] if cluster == "admission" else [],
+            "request_headers_to_add": [_added(RETRIES_HEADER)] if cluster == "admission" else [],
         }
         for match, to in ways
     ]
+
+
+def _added(name: str) -> Config:
+    return {"header": {"key": name, "value": "1"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def _again() -> Config:

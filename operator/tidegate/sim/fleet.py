@@ -286,6 +286,7 @@ class Fleet:
             streamed=stream.streamed,
             tenant=stream.tenant,
             recallable=record.recalls < RECALLS,
+            again=record.recalls + record.retries > 0,
         )
         refused = self.router.admit(ask, self.now)
         self._look()
