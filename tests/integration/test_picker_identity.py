@@ -64,7 +64,9 @@ def way(control_plane: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -
     folder.mkdir(mode=0o700)
     picker = PickerProcess(root, root / "kubeconfig", ["--identity", str(root / "identity.yaml")])
     auth = GatewayAuth(parse(raw), KEYS, {"local": issuer.jwks()}, str(folder))
-    found = Way(picker, EnvoyProcess(root, picker.ports[0], auth), parse(raw), issuer, remote, folder, proxy)
+    found = Way(
+        picker, EnvoyProcess(root, picker.ports[0], auth=auth), parse(raw), issuer, remote, folder, proxy
+    )
     found.write()
     try:
         picker.start()
@@ -138,7 +140,7 @@ async def test_jwts_that_are_wrong_in_one_way_each(model: Model, tokens: bool, t
     way, client = model.way, model.client
     alone = {**identity(way.remote.server_port), "tokens": {"enabled": False}}
     auth = GatewayAuth(parse(alone), KEYS, {"local": way.issuer.jwks()})
-    envoy = EnvoyProcess(tmp_path, way.picker.ports[0], auth)
+    envoy = EnvoyProcess(tmp_path, way.picker.ports[0], auth=auth)
     try:
         if not tokens:  # then Envoy refuses them itself
             envoy.start()
@@ -166,7 +168,7 @@ async def test_an_issuer_whose_keys_cannot_be_had(model: Model, tmp_path: Path) 
     """It is not the token's fault: 503, and other issuers are not touched by it."""
     config = identity(free_port()) | {"tokens": {"enabled": False}}
     auth = GatewayAuth(parse(config), KEYS, {"local": model.way.issuer.jwks()})
-    envoy = EnvoyProcess(tmp_path, model.way.picker.ports[0], auth)
+    envoy = EnvoyProcess(tmp_path, model.way.picker.ports[0], auth=auth)
     try:
         envoy.start()
         async with httpx.AsyncClient(base_url=envoy.url, timeout=30) as client:
@@ -461,7 +463,7 @@ async def another(
     path.write_text(yaml.safe_dump(config))
     account = control_plane.layout.kubeconfig_of("tidegate-picker")
     own = PickerProcess(folder, account, ["--identity", str(path)])
-    envoy = EnvoyProcess(folder, own.ports[0], GatewayAuth(parse(config)))
+    envoy = EnvoyProcess(folder, own.ports[0], auth=GatewayAuth(parse(config)))
     try:
         own.start()
         envoy.start()
