@@ -13,6 +13,7 @@ from support.ext_proc import response_headers, response_trailers, set_headers, s
 from support.picking import immediate_headers, play, request, service
 from tidegate.picker.exchange import BrokenStreamError
 from tidegate.picker.kservegrpc import Frames, frame
+from tidegate.picker.protocols import POOLED_PATHS
 
 CALL = "/inference.GRPCInferenceService/"
 
@@ -35,7 +36,9 @@ def sent(messages: list[pb.ProcessingRequest], **settings: Any) -> tuple[dict[st
 )
 def test_an_engine_is_asked_by_its_own_name(path: str, asked: str, named: str) -> None:
     headers, body = sent(request(path, orjson.dumps({"model": asked, "input": "x"})))
-    assert orjson.loads(body) == {"model": named, "input": "x"}
+    pooled = path in ("/v1/embeddings", "/v2/rerank", "/score")
+    priority = {"priority": 1_000_000_000 - 900} if pooled else {}
+    assert orjson.loads(body) == {"model": named, "input": "x"} | priority
     assert headers["x-gateway-destination-endpoint"] == "10.0.0.1:8000"
     assert ("x-vllm-priority" in headers) is (path != "/tokenize")
 
@@ -43,6 +46,17 @@ def test_an_engine_is_asked_by_its_own_name(path: str, asked: str, named: str) -
 def test_a_body_whose_name_is_right_is_not_touched() -> None:
     raw = b'{ "model" : "chat", "x": 1.50 }'
     assert sent(request("/v1/completions", raw))[1] == raw
+
+
+@pytest.mark.parametrize(("qos", "expected"), [(True, 1_000_000_000 - 10), (False, 0)])
+@pytest.mark.parametrize("path", sorted(POOLED_PATHS))
+def test_a_client_s_own_priority_does_not_reach_what_reads_no_header(
+    path: str, qos: bool, expected: int
+) -> None:
+    raw = orjson.dumps({"model": "chat", "input": "x", "priority": -5})
+    headers, body = sent(request(path, raw, x_tidegate_qos="low"), qos=qos)
+    assert orjson.loads(body) == {"model": "chat", "input": "x", "priority": expected}
+    assert headers["x-vllm-priority"] == str(expected)
 
 
 def test_a_form_goes_as_it_came() -> None:
