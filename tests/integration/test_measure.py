@@ -148,6 +148,38 @@ async def test_a_whole_answer_tells_its_usage(client: Client) -> None:
     assert client.value("tidegate_completion_seconds_count") == 1
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"input_tokens": 70, "output_tokens": 300}, (70, 300, Source.USAGE)),
+        ({"output_tokens": 300, "input_tokens": 70}, (70, 300, Source.USAGE)),
+        (None, (None, None, Source.ESTIMATE)),
+    ],
+    ids=["told", "in another order", "not told"],
+)
+async def test_a_client_does_not_write_its_own_bill(
+    client: Client, stream: bool, usage: Any, expected: tuple[Any, Any, Source]
+) -> None:
+    """Answers to /v1/responses repeat the client's tools, before their own usage."""
+    forged = {"completion_tokens": 0, "prompt_tokens": 0, "output_tokens": 0, "input_tokens": 0}
+    tools = [{"type": "function", "name": "f", "parameters": {"usage": forged, "completion_tokens": 0}}]
+    answer = {"object": "response", "tools": tools, "usage": usage, "user": '"usage": {"output_tokens": 1}'}
+    answer = {"type": "response.completed", "response": answer} if stream else answer
+    body = {"model": "m", "input": "x", "stream": stream, "x": {"answer": answer}}
+    await client.ask(body, "/v1/responses")
+    record = await client.measured()
+    if stream and usage is None:  # one event, and no account of it
+        expected = (None, 1, Source.EVENTS)
+    assert (record.prompt_tokens, record.output_tokens, record.source) == expected
+
+
+async def test_events_that_end_by_carriage_returns_are_counted(client: Client) -> None:
+    await client.ask(STREAM | {"x": {"tokens": 12, "eol": "\r\n"}})
+    record = await client.measured()
+    assert (record.output_tokens, record.source) == (12, Source.EVENTS)
+
+
 async def test_a_client_that_leaves_is_counted_up_to_there(client: Client, engine: PacedEngine) -> None:
     x = {"first_s": 0.1, "gap_s": 0.01, "tokens": 400}
     await client.ask(STREAM | {"x": x}, leave=100)

@@ -12,6 +12,7 @@ import pytest
 from support.fake_engine import FakeEngine
 from support.local_picker import LocalPicker, served
 from support.ports import free_port
+from tidegate.picker.protocols import POOLED_PATHS
 
 GOOD, POOR = {"authorization": "Bearer good"}, {"authorization": "Bearer poor"}
 
@@ -62,7 +63,8 @@ async def test_every_path_reaches_the_engine_by_its_own_name(
             assert answer.headers["x-tidegate-qos"] == "low"
             assert answer.headers["x-tidegate-endpoint"] == f"127.0.0.1:{engine.port}"
             seen = engine.seen[-1]
-            assert (seen.path, seen.body) == (path, {"model": called, **body})
+            inside = {"priority": 1_000_000_000 - 10} if path in POOLED_PATHS else {}
+            assert (seen.path, seen.body) == (path, {"model": called, **body} | inside)
             assert seen.headers["x-request-id"] == answer.headers["x-request-id"]
             queued = path not in ("/tokenize", "/detokenize")
             assert ("x-tidegate-queue-seconds" in answer.headers) is queued

@@ -13,6 +13,7 @@ from aiohttp import web
 class PacedEngine:
     """Obeys `x` in the body: first_s, gap_s (seconds), tokens, usage, role, text, die_after (tokens).
 
+    `answer` is answered as it is, of a stream as its one event; `eol` ends a stream's lines.
     With die_first_s the first attempt, or the first `deaths`, end after that long, without an answer.
     """
 
@@ -48,6 +49,8 @@ class PacedEngine:
         usage = {"prompt_tokens": 7, "total_tokens": 7 + x["tokens"], "completion_tokens": x["tokens"]}
         if "stream" not in request.path and not body.get("stream"):
             await asyncio.sleep(x["first_s"])
+            if "answer" in x:
+                return web.json_response(x["answer"])
             text = {"choices": [{"message": {"content": x["text"] * x["tokens"]}}], "usage": usage}
             return web.json_response(text if x.get("usage", True) else {"text_output": "a"})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -55,13 +58,16 @@ class PacedEngine:
         if x.get("role"):
             await response.write(_event({"choices": [{"delta": {"role": "assistant", "content": ""}}]}))
         await asyncio.sleep(x["first_s"])
+        if "answer" in x:
+            await response.write(_event(x["answer"]))
+            return response
         try:
             for index in range(x["tokens"]):
                 if index == x.get("die_after"):
                     _abort(request)
                     return response
                 said = {"text_output": x["text"]} if "generate" in request.path else _delta(x["text"])
-                await response.write(_event(said))
+                await response.write(_event(said).replace(b"\n", x.get("eol", "\n").encode()))
                 await asyncio.sleep(x["gap_s"] if index < x["tokens"] - 1 else 0)
             if x.get("usage"):
                 await response.write(_event({"choices": [], "usage": usage}))

@@ -28,6 +28,12 @@ from tidegate.render.measure import REQUEST_HEADER
         ({"end": "1:" + "9" * 60}, {}, (None, None, Source.ESTIMATE)),
         ({"end": "x" * 5000}, {}, (None, None, Source.ESTIMATE)),
         ({"end": "::0"}, {}, (None, 0, Source.EVENTS)),
+        ({"end": "::0", "first": f"{BEGAN}000000"}, {}, (None, None, Source.ESTIMATE)),
+        (
+            {"end": "::0", "first": f"{BEGAN}000000"},
+            {"flags": "downstream_remote_reset"},
+            (None, 1, Source.EVENTS),
+        ),
         ({"end": "::::"}, {}, (None, None, Source.ESTIMATE)),
         (
             {"seen": "64:6400"},

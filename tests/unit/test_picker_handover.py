@@ -1,6 +1,7 @@
 """What the engine gets: its own name of the model, its priority, and the rest as it came."""
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -11,8 +12,10 @@ from tritonclient.grpc import service_pb2 as triton
 
 from support.ext_proc import response_headers, response_trailers, set_headers, streamed
 from support.picking import immediate_headers, play, request, service
-from tidegate.picker.exchange import BrokenStreamError
+from tidegate.picker.exchange import MESSAGE_BYTES, BrokenStreamError
 from tidegate.picker.kservegrpc import Frames, frame
+from tidegate.picker.protocols import POOLED_PATHS
+from tidegate.picker.service import Service
 
 CALL = "/inference.GRPCInferenceService/"
 
@@ -35,7 +38,9 @@ def sent(messages: list[pb.ProcessingRequest], **settings: Any) -> tuple[dict[st
 )
 def test_an_engine_is_asked_by_its_own_name(path: str, asked: str, named: str) -> None:
     headers, body = sent(request(path, orjson.dumps({"model": asked, "input": "x"})))
-    assert orjson.loads(body) == {"model": named, "input": "x"}
+    pooled = path in ("/v1/embeddings", "/v2/rerank", "/score")
+    priority = {"priority": 1_000_000_000 - 900} if pooled else {}
+    assert orjson.loads(body) == {"model": named, "input": "x"} | priority
     assert headers["x-gateway-destination-endpoint"] == "10.0.0.1:8000"
     assert ("x-vllm-priority" in headers) is (path != "/tokenize")
 
@@ -43,6 +48,17 @@ def test_an_engine_is_asked_by_its_own_name(path: str, asked: str, named: str) -
 def test_a_body_whose_name_is_right_is_not_touched() -> None:
     raw = b'{ "model" : "chat", "x": 1.50 }'
     assert sent(request("/v1/completions", raw))[1] == raw
+
+
+@pytest.mark.parametrize(("qos", "expected"), [(True, 1_000_000_000 - 10), (False, 0)])
+@pytest.mark.parametrize("path", sorted(POOLED_PATHS))
+def test_a_client_s_own_priority_does_not_reach_what_reads_no_header(
+    path: str, qos: bool, expected: int
+) -> None:
+    raw = orjson.dumps({"model": "chat", "input": "x", "priority": -5})
+    headers, body = sent(request(path, raw, x_tidegate_qos="low"), qos=qos)
+    assert orjson.loads(body) == {"model": "chat", "input": "x", "priority": expected}
+    assert headers["x-vllm-priority"] == str(expected)
 
 
 def test_a_form_goes_as_it_came() -> None:
@@ -209,6 +225,88 @@ def test_trailers_end_a_call(method: str) -> None:
     assert (got.id, got.model_name) == ("1", "org/rank")
     assert not any(c.end_of_stream for c in streamed(replies))
     assert [r.WhichOneof("response") for r in replies].count("request_trailers") == 1
+
+
+def test_a_call_of_two_messages_is_refused_when_the_second_is_seen() -> None:
+    head, _ = grpc("ModelInfer", b"")
+    for parts in ([frame(b"x"), b"\0"], [frame(b"x"), frame(b"")], [frame(b"x") + frame(b"y") * 100_000]):
+        [reply] = asyncio.run(play(service(), [head, *map(body_message, parts)]))
+        assert immediate_headers(reply)["x-tidegate-code"] == "invalid_body"
+        assert reply.immediate_response.grpc_status.status == 3
+        assert b"more than one message" in reply.immediate_response.body
+
+
+def test_of_a_call_no_message_is_cut_out_past_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = 0
+    feed = Frames.feed
+
+    def counted(self: Frames, data: bytes) -> Iterator[bytes]:
+        nonlocal cut
+        for one in feed(self, data):
+            cut += 1
+            yield one
+
+    monkeypatch.setattr(Frames, "feed", counted)
+    head, body = grpc("ModelInfer", frame(b"x") * 1000)
+    head.protocol_config.request_body_mode = ProcessingMode.BUFFERED
+    asyncio.run(play(service(), [head, body]))
+    assert cut == 1
+
+
+def test_empty_messages_of_a_stream_are_bounded() -> None:
+    many = frame(b"") * 1000
+    [reply] = asyncio.run(play(service(max_body=500 * MESSAGE_BYTES), opened(frame(message()) + many)))
+    assert immediate_headers(reply)["x-tidegate-code"] == "body_too_large"
+
+
+async def queued_behind_another(at: Service, then: list[pb.ProcessingRequest]) -> pb.ProcessingResponse:
+    """The first reply to a stream that cannot be dispatched and goes on meanwhile."""
+    first: asyncio.Queue[pb.ProcessingRequest | None] = asyncio.Queue()
+    second: asyncio.Queue[pb.ProcessingRequest | None] = asyncio.Queue()
+    replies: asyncio.Queue[pb.ProcessingResponse] = asyncio.Queue()
+    sent_on = asyncio.Event()
+
+    async def note(_: pb.ProcessingResponse) -> None:
+        sent_on.set()
+
+    for one in opened(frame(message())):
+        first.put_nowait(one)
+    for one in [*opened(frame(message())), *then]:
+        second.put_nowait(one)
+    ahead = asyncio.create_task(at.serve(first.get, note))
+    await sent_on.wait()
+    behind = asyncio.create_task(at.serve(second.get, replies.put))
+    try:
+        return await asyncio.wait_for(replies.get(), timeout=5)
+    finally:
+        for queue in (first, second):
+            queue.put_nowait(None)
+        await asyncio.gather(ahead, behind)
+
+
+@pytest.mark.parametrize(
+    "more", [[frame(message(id="x" * 3000))], [frame(message())] * 40], ids=["one large", "many small"]
+)
+def test_a_stream_that_goes_on_in_the_queue_counts_as_what_is_received(more: list[bytes]) -> None:
+    at = service(max_receiving=2500)
+    reply = asyncio.run(queued_behind_another(at, [body_message(one) for one in more]))
+    assert immediate_headers(reply)["x-tidegate-code"] == "memory_full"
+    assert at.receiving == 0
+    assert not list(at.desk.flow.waiting())
+
+
+def test_a_stream_that_was_sent_on_counts_until_its_messages_are_whole() -> None:
+    async def run(*then: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
+        at = service(max_receiving=1000)
+        try:
+            return await play(at, opened(frame(message())), then=then)
+        finally:
+            assert at.receiving == 0
+
+    part = body_message(frame(message(id="x" * 3000))[:2000])
+    assert immediate_headers(asyncio.run(run(part))[-1])["x-tidegate-code"] == "memory_full"
+    with pytest.raises(BrokenStreamError):
+        asyncio.run(run(response_headers(), part))
 
 
 def test_trailers_end_a_stream_that_goes_on() -> None:

@@ -8,11 +8,13 @@ import pytest
 from tidegate.core.load import EngineReport
 from tidegate.core.types import QoSClass, TenantFrom, Tenants
 from tidegate.facts.endpoints import ServedModel
-from tidegate.picker import classify
+from tidegate.picker import classify, protocols
 from tidegate.picker.engines import read_report
 from tidegate.picker.errors import KSERVE, OPENAI, Code, RefusedError
 from tidegate.picker.identity import Caller
 from tidegate.picker.protocols import (
+    BYTES_PER_TOKEN,
+    WALKED_BYTES,
     ListedModel,
     Reads,
     Wants,
@@ -129,6 +131,33 @@ BODIES: list[tuple[str, dict[str, Any], tuple[int, int]]] = [
 def test_openai_body(body: dict[str, Any], expected: tuple[int, int]) -> None:
     found = read_body(route("POST", "/v1/chat/completions"), orjson.dumps({"model": "m", **body}))
     assert (found.model, found.prompt_tokens, found.output_tokens) == ("m", *expected)
+
+
+def test_a_large_body_is_measured_by_its_length_and_not_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def walked(*_: Any) -> int:
+        raise AssertionError("walked")
+
+    for given in (
+        {"messages": [[1] * 200_000]},
+        {"prompt": [1] * 200_000},
+        {"text_1": [7], "text_2": [1] * 200_000},
+    ):
+        body = orjson.dumps({"model": "m", **given})
+        assert len(body) > WALKED_BYTES
+        with monkeypatch.context() as patched:
+            patched.setattr(protocols, "_size", walked)
+            found = read_body(route("POST", "/v1/chat/completions"), body)
+            assert found.prompt_tokens == -(-len(body) // BYTES_PER_TOKEN)
+            kserve = orjson.dumps({"text_input": [1] * 200_000})
+            found = read_body(route("POST", "/v2/models/m/generate"), kserve)
+            assert found.prompt_tokens == -(-len(kserve) // BYTES_PER_TOKEN)
+
+
+def test_a_long_query_counts_with_every_document_of_a_large_body_too() -> None:
+    body = orjson.dumps({"model": "m", "query": "x" * 4000, "documents": ["abcd"] * 60_000})
+    found = read_body(route("POST", "/v1/rerank"), body)
+    assert len(body) > WALKED_BYTES
+    assert found.prompt_tokens == 1 << 20
 
 
 PREFILL_ONLY: list[tuple[str, dict[str, Any], int]] = [

@@ -22,7 +22,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.struct_pb2 import Struct
 
 from tidegate.core import subset
-from tidegate.picker.errors import OPENAI, GrpcStatus, RefusedError
+from tidegate.picker.errors import OPENAI, Code, GrpcStatus, RefusedError
 from tidegate.picker.kservegrpc import Frames, Rewrite, frame, too_large
 from tidegate.picker.protocols import Route, route
 from tidegate.render.envoy import DESTINATION_HEADER, LOCAL_DETAILS
@@ -30,6 +30,8 @@ from tidegate.render.envoy import DESTINATION_HEADER, LOCAL_DETAILS
 CHUNK_BYTES: Final = 62_000
 """Envoy resets the stream on body chunks of 64 KiB and more."""
 DEFAULT_MAX_BODY: Final = 16 << 20
+MESSAGE_BYTES: Final = 64
+"""What a message costs in memory beside its payload: without it, empty ones would be free."""
 REQUEST_ID: Final = "x-request-id"
 ENDPOINT_HEADER: Final = "x-tidegate-endpoint"
 SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
@@ -105,6 +107,8 @@ class Exchange:
         self._open = True
         self._refused = False
         self._chunks: list[bytes] = []
+        self._kept = 0
+        """Bytes of the chunks and of the messages, which are counted as they come."""
         self._headers_only = False
         self._trailers = False
 
@@ -121,7 +125,7 @@ class Exchange:
     @property
     def held(self) -> int:
         """Bytes of the body that are in memory."""
-        return sum(map(len, self._chunks)) + sum(map(len, self.messages)) + len(self._frames)
+        return self._kept + len(self._frames)
 
     @property
     def body(self) -> bytes:
@@ -202,6 +206,7 @@ class Exchange:
         if self.way.grpc:
             data = b"".join(frame(rewrite(message)) for message in self.messages)
         self.phase, self._chunks, self.messages, self._rewrite = Phase.SENT, [], [], rewrite
+        self._kept = 0
         self._named, to = addresses, ",".join(addresses)
         headers = headers if REQUEST_ID in self.headers else {**self._id(), **headers}
         if self._buffered:
@@ -239,11 +244,17 @@ class Exchange:
         self.status = no.kind.http
         return [reply]
 
+    def cut(self, no: RefusedError) -> list[pb.ProcessingResponse]:
+        """End a gRPC stream that was sent on. Raises BrokenStreamError where its answer has begun."""
+        if self.phase is Phase.SENT:
+            return self.refuse(no)
+        raise BrokenStreamError(no.message) from no
+
     def _immediate(self, status: int, body: bytes, reason: str) -> list[pb.ProcessingResponse]:
         if self.phase in (Phase.RESPONDING, Phase.DONE) or (self.phase is Phase.SENT and not self._open):
             raise ProtocolError(f"too late to answer in phase {self.phase.name}")
         self.phase, self.status, self._chunks, self.messages = Phase.DONE, status, [], []
-        self._frames = Frames(self._max_body)
+        self._frames, self._kept = Frames(self._max_body), 0
         reply = pb.ProcessingResponse()
         reply.immediate_response.status.code = status
         reply.immediate_response.body = body
@@ -299,15 +310,15 @@ class Exchange:
         self.received += len(message.body)
         if self.received > self._max_body:
             return self.refuse(too_large(self._max_body))
+        last = message.end_of_stream or self._buffered  # trailers come after a buffered body's reply
+        if last:
+            self.phase, self._open = Phase.HELD, False
+        if self.way.grpc:
+            return self._take_messages(message.body, last=last)
         if message.body:
             self._chunks.append(message.body)
-        if not (message.end_of_stream or self._buffered):  # trailers come after a buffered body's reply
-            return []
-        self.phase, self._open = Phase.HELD, False
-        if not self.way.grpc:
-            return []
-        data, self._chunks = self.body, []
-        return self._take_messages(data, last=True)
+            self._kept += len(message.body)
+        return []
 
     def _request_trailers(self) -> list[pb.ProcessingResponse]:
         """They end the body, in place of a last piece of it."""
@@ -315,10 +326,7 @@ class Exchange:
         if self.phase in (Phase.SENT, Phase.RESPONDING):
             return [pb.ProcessingResponse(request_trailers=pb.TrailersResponse())]
         self.phase = Phase.HELD
-        if not self.way.grpc:
-            return []
-        data, self._chunks = self.body, []
-        return self._take_messages(data, last=True)
+        return self._take_messages(b"", last=True) if self.way.grpc else []
 
     def _stream_body(self, message: pb.HttpBody) -> list[pb.ProcessingResponse]:
         """A gRPC stream before it is sent on: its first whole message says where it goes."""
@@ -327,20 +335,31 @@ class Exchange:
         if refused:
             return refused
         self._open = not message.end_of_stream
-        if self.held > self._max_body:
-            return self.refuse(too_large(self._max_body))
         if self.messages or not self._open:
             self.phase = Phase.HELD
         return []
 
     def _take_messages(self, data: bytes, *, last: bool) -> list[pb.ProcessingResponse]:
         try:
-            self.messages += self._frames.feed(data)
+            self._keep(data)
             if last:
                 self._frames.end()
         except RefusedError as no:
             return self.refuse(no)
         return []
+
+    def _keep(self, data: bytes) -> None:
+        """Keep the messages that are whole now: of a call one, of a stream as many as a body may hold."""
+        most, several = self._max_body + MESSAGE_BYTES, self.way.streams
+        for message in self._frames.feed(data):
+            self.messages.append(message)
+            self._kept += len(message) + MESSAGE_BYTES
+            if not several or self.held > most:
+                break  # what is left would be refused, whatever it is
+        if not several and (self.messages[1:] or (self.messages and len(self._frames))):
+            raise RefusedError(Code.INVALID_BODY, "the call has more than one message; send one a call")
+        if self.held > most:
+            raise too_large(self._max_body)
 
     def _pass_on(self, message: pb.HttpBody) -> list[pb.ProcessingResponse]:
         """A gRPC stream that was sent on: each further message follows as soon as it is whole."""
@@ -350,9 +369,7 @@ class Exchange:
             if message.end_of_stream:
                 self._frames.end()
         except RefusedError as no:
-            if self.phase is Phase.SENT:
-                return self.refuse(no)
-            raise BrokenStreamError(no.message) from no
+            return self.cut(no)
         self._open = not message.end_of_stream
         return self._body_replies(data, end=message.end_of_stream) if data or message.end_of_stream else []
 

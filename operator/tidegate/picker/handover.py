@@ -56,10 +56,14 @@ def hand_over(
     renamed = called if called != asked else None
     made = HandOver()
     if model.protocol == OPENAI:
+        inside = None
         if qos is not None:
-            made.headers[VLLM_PRIORITY_HEADER] = "0" if in_order else str(classify.vllm_priority(qos))
-        if renamed and way.reads is Reads.OPENAI:
-            made.body, _ = for_engine(exchange.body, model=renamed)
+            priority = 0 if in_order else classify.vllm_priority(qos)
+            made.headers[VLLM_PRIORITY_HEADER] = str(priority)
+            # Where nothing is generated, vLLM reads the body's own field and not the header.
+            inside = None if way.generates else priority
+        if way.reads is Reads.OPENAI and (renamed or inside is not None):
+            made.body, _ = for_engine(exchange.body, model=renamed, vllm_priority=inside)
         return made
     level = None
     if qos is not None and model.engine == "Triton":

@@ -11,14 +11,14 @@ import orjson
 from tidegate.picker.errors import KSERVE, OPENAI, Code, RefusedError
 
 _GENERATE: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
-_POOLED: Final = frozenset(
+POOLED_PATHS: Final = frozenset(
     {f"/v1/{name}" for name in ("embeddings", "rerank", "score", "classify", "pooling")}
     | {"/rerank", "/v2/rerank", "/score", "/classify", "/pooling"}
 )
 """Answered by the prefill alone; vLLM has some of them without /v1, and rerank as Cohere has it."""
 _TOKENS: Final = frozenset({"/tokenize", "/detokenize"})
 _AUDIO: Final = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
-OPENAI_PATHS: Final = _GENERATE | _POOLED | _TOKENS | _AUDIO
+OPENAI_PATHS: Final = _GENERATE | POOLED_PATHS | _TOKENS | _AUDIO
 """What may reach an engine. vLLM's administrative paths, such as /v1/load_lora_adapter, may not."""
 KSERVE_VERBS: Final = frozenset({"infer", "generate", "generate_stream"})
 GRPC_PREFIX: Final = "/inference.GRPCInferenceService/"
@@ -32,6 +32,8 @@ AUDIO_BYTES_PER_TOKEN: Final = 320
 """Compressed speech of 128 kbit/s in Whisper's encoder, which makes 50 positions of a second."""
 DEFAULT_OUTPUT_TOKENS: Final = 256
 _MAX_TOKENS: Final = 1 << 20
+WALKED_BYTES: Final = 256 << 10
+"""Bodies above it are measured by their length: walking millions of small values would hold up all others."""
 _VERSION: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _DEEP: Final = 8
 
@@ -125,7 +127,7 @@ def _openai_route(path: str) -> Route:
     if path in _TOKENS:
         return Route(OPENAI, Wants.ASIDE, generates=False)
     reads = Reads.FORM if path in _AUDIO else Reads.OPENAI
-    return Route(OPENAI, Wants.INFERENCE, reads=reads, generates=path not in _POOLED)
+    return Route(OPENAI, Wants.INFERENCE, reads=reads, generates=path not in POOLED_PATHS)
 
 
 def _kserve_route(method: str, path: str) -> Route:
@@ -192,14 +194,16 @@ def read_body(way: Route, body: bytes, json_length: int | None = None) -> Body:
             "max_tokens", parameters.get("max_tokens") if isinstance(parameters, dict) else None
         )
         text = parsed.get("text_input")
-        size = _size(text) if text is not None else len(body)
+        size = _size(text) if text is not None and len(body) <= WALKED_BYTES else len(body)
         return Body(way.model or "", tokens(size), count(most, DEFAULT_OUTPUT_TOKENS), way.streams)
     model = parsed.get("model")
     if not isinstance(model, str) or not model:
         message = "model must be a string that names a served model; GET /v1/models lists them"
         raise RefusedError(Code.MODEL_REQUIRED, message, param="model")
     output = _openai_output(parsed) if way.generates else 0
-    return Body(model, _openai_prompt(parsed), output, way.generates and bool(parsed.get("stream")))
+    return Body(
+        model, _openai_prompt(parsed, len(body)), output, way.generates and bool(parsed.get("stream"))
+    )
 
 
 def read_form(headers: dict[str, str], size: int) -> Body:
@@ -226,11 +230,13 @@ def _object(text: bytes) -> dict[str, Any]:
     return parsed
 
 
-def _openai_prompt(body: dict[str, Any]) -> int:
-    """Estimated prompt tokens; token ids are counted, text is measured."""
-    pairs = _pairs(body)
+def _openai_prompt(body: dict[str, Any], length: int) -> int:
+    """Estimated prompt tokens; token ids are counted, text is measured. `length`: the body's bytes."""
+    pairs = _pairs(body, length)
     if pairs:
         return tokens(pairs)
+    if length > WALKED_BYTES:
+        return tokens(length)
     given = body.get("messages", body.get("prompt", body.get("input")))
     more = _size(body.get("instructions")) if "input" in body else 0
     if isinstance(given, list) and given and all(isinstance(t, int) for t in given):
@@ -248,11 +254,14 @@ _PAIRS: Final = (
 """What rerank and score compare, by the names that vLLM takes: each of the one with each of the other."""
 
 
-def _pairs(body: dict[str, Any]) -> int:
+def _pairs(body: dict[str, Any], length: int) -> int:
     """Bytes that a cross-encoder reads: the query again with every document. 0 where it is none."""
     for one, other in _PAIRS:
         if one in body and other in body:
             several = body[other] if isinstance(body[other], list) else [body[other]]
+            if length > WALKED_BYTES:
+                query = len(body[one]) if isinstance(body[one], str) else 0
+                return query * max(1, len(several)) + length
             return _size(body[one]) * max(1, len(several)) + _size(several)
     return 0
 
@@ -288,7 +297,12 @@ def count(value: Any, default: int) -> int:
 
 
 def for_engine(
-    body: bytes, json_length: int | None = None, *, model: str | None = None, priority: int | None = None
+    body: bytes,
+    json_length: int | None = None,
+    *,
+    model: str | None = None,
+    priority: int | None = None,
+    vllm_priority: int | None = None,
 ) -> tuple[bytes, int | None]:
     """A JSON body as the engine wants it.
 
@@ -297,6 +311,7 @@ def for_engine(
         json_length: Where binary tensors follow the JSON, its length.
         model: The engine's own name of the model, to stand in `model`.
         priority: Triton's `priority` parameter; 1 is highest.
+        vllm_priority: VLLM's field `priority`; 0 is highest.
 
     Returns:
         The body and, where binary tensors follow the JSON, the new length of the JSON.
@@ -307,6 +322,8 @@ def for_engine(
     parsed = _object(body[:json_length])
     if model is not None:
         parsed["model"] = model
+    if vllm_priority is not None:
+        parsed["priority"] = vllm_priority
     if priority is not None:
         parameters = parsed.get("parameters")
         parsed["parameters"] = {**(parameters if isinstance(parameters, dict) else {}), "priority": priority}

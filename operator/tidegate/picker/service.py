@@ -145,14 +145,25 @@ class Service:
                 return
             await _write_all(write, exchange.feed(message))
             if exchange.way.grpc:
-                self._hold(request, exchange.held)
+                try:
+                    self._hold(request, exchange.held)
+                except RefusedError as no:
+                    await _write_all(write, exchange.cut(no))
             if exchange.elsewhere:
                 self.desk.served(request.number, exchange.elsewhere)
 
     def _hold(self, request: _Request, size: int) -> None:
-        """Note how many bytes of a request are in memory without being in the queue."""
+        """Note how many bytes of a request are in memory without being in the queue.
+
+        Raises:
+            RefusedError: It has grown, and all together are more than is held.
+        """
+        grown = size > request.counted
         self.receiving += size - request.counted
         request.counted = size
+        if grown and self.receiving > self.settings.max_receiving:
+            text = "more is being uploaded than this gateway holds; try again in a moment"
+            raise RefusedError(Code.MEMORY_FULL, text, retry_after_s=1)
 
     def _end(self, request: _Request) -> None:
         """Give everything back. Runs once, whatever ended the exchange."""
@@ -191,10 +202,8 @@ class Service:
             await _write_all(write, exchange.feed(message))
             if first and not exchange.done:
                 request.caller = await self._identify(exchange)
-            self._hold(request, exchange.received)
-            if self.receiving > self.settings.max_receiving:
-                text = "more is being uploaded than this gateway holds; try again in a moment"
-                raise RefusedError(Code.MEMORY_FULL, text, retry_after_s=1)
+            if not exchange.done:
+                self._hold(request, max(exchange.received, exchange.held))
         return exchange.phase is Phase.HELD
 
     async def _identify(self, exchange: Exchange) -> Caller:
@@ -392,7 +401,7 @@ class Service:
         """Wait for the verdict, or for the client to leave: None."""
         exchange = request.exchange
         future = self.desk.submit(ask)
-        self._hold(request, 0)  # from here the queue counts its bytes
+        self._hold(request, max(0, exchange.held - ask.size))  # the queue counts the rest from here
         while not future.done():
             if request.pending is None:
                 request.pending = asyncio.ensure_future(read())

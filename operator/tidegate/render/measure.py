@@ -53,15 +53,18 @@ end
 local function events(text)
   local count, at = 0, 1
   while true do
-    local _, last = text:find("\\n\\n", at, true)
+    local _, last = text:find("\\n\\r?\\n", at)
     if not last then return count end
     count, at = count + 1, last + 1
   end
 end
 
+-- The last one only: what stands before it may be the client's own words, such as its tools.
 local function usage(text)
-  local out = text:match('^.*"completion_tokens"%s*:%s*(%d+)') or text:match('^.*"output_tokens"%s*:%s*(%d+)')
-  local prompt = text:match('^.*"prompt_tokens"%s*:%s*(%d+)') or text:match('^.*"input_tokens"%s*:%s*(%d+)')
+  local last = text:match('^.*"usage"%s*:%s*(.*)$') or ""
+  local used = last:match("^%b{}") or ""
+  local out = used:match('"completion_tokens"%s*:%s*(%d+)') or used:match('"output_tokens"%s*:%s*(%d+)')
+  local prompt = used:match('"prompt_tokens"%s*:%s*(%d+)') or used:match('"input_tokens"%s*:%s*(%d+)')
   if prompt or out then return (prompt or "") .. ":" .. (out or "0") end
   return ":"
 end

@@ -155,6 +155,8 @@ def _tokens(noted: dict[str, str], size: int, end: End) -> tuple[int | None, int
         events, by = _number(count, MOST_TOKENS), _number(length, 1 << 50)
         if events is not None and by:
             events = min(MOST_TOKENS, math.floor(events * max(1.0, size / by)))
+    if events == 0 and KEY_FIRST in noted:
+        events = None  # a token came: that none was counted is the filter's not knowing
     if events is None and end is not End.WHOLE and KEY_FIRST in noted:
         events = 1  # it broke before the filter had counted: that a token came is all that is known
     return None, events, Source.ESTIMATE if events is None else Source.EVENTS
