@@ -22,6 +22,8 @@ def entry(
     size: int = 0,
     took_s: float = 2.0,
     status: int = 200,
+    grpc: tuple[str, str] = ("", ""),
+    details: str = "via_upstream",
 ) -> accesslog_pb2.HTTPAccessLogEntry:
     one = accesslog_pb2.HTTPAccessLogEntry()
     one.request.request_headers[REQUEST_HEADER] = "7-abc"
@@ -33,6 +35,12 @@ def entry(
     if flags:
         setattr(common.response_flags, flags, True)
     one.response.response_code.value = status
+    one.response.response_code_details = details
+    for where, text in zip(
+        (one.response.response_headers, one.response.response_trailers), grpc, strict=True
+    ):
+        if text:
+            where["grpc-status"] = text
     one.response.response_body_bytes = size
     return one
 

@@ -1,6 +1,7 @@
 """What is installed into a cluster, and the committed files made from it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from tidegate.api.chart import Gateway, Values, values_schema
 from tidegate.cli.manifests import app
+from tidegate.picker.server import Options as PickerOptions
 from tidegate.render import manifests
 from tidegate.render.rbac import PARTS, edit_rules, view_rules
 
@@ -83,6 +85,26 @@ def test_the_chart_s_values_are_its_defaults() -> None:
     raw = yaml.safe_load((ROOT / "charts/tidegate/values.yaml").read_text())
     assert Values.model_validate(raw) == Values()
     assert set(raw["gateway"]) == {f.alias for f in Gateway.model_fields.values()}
+
+
+GATEWAY = (ROOT / "charts/tidegate/templates/gateway.yaml").read_text()
+
+
+def test_both_of_the_chart_s_writers_of_envoy_s_configuration_let_it_measure() -> None:
+    lists = re.findall(r"args:\n +- gateway\n(?: +(?:- --|\{\{).*\n)+", GATEWAY)
+    assert len(lists) == 2
+    for args in lists:
+        [port] = re.findall(r"\{\{- if \$g\.measurePort \}\}\n(.*)\n +\{\{- end \}\}", args)
+        assert port.strip() == "- --measure-port={{ $g.measurePort }}"
+    assert Gateway().measure_port == PickerOptions().measure_port
+
+
+def test_the_chart_refuses_headers_that_whoever_reaches_the_gateway_may_write() -> None:
+    [(condition, message)] = re.findall(r'\{\{- if (.*) \}\}\n\{\{- fail "(.*)" \}\}\n\{\{- end', GATEWAY)
+    assert condition == "and .Values.identity.trustedHeaders (not $g.behindTrustedProxy)"
+    for word in ("gateway.enabled", "identity.trustedHeaders", "gateway.behindTrustedProxy=true", "8080"):
+        assert word in message
+    assert not Gateway().behind_trusted_proxy
 
 
 def test_the_values_schema_is_json_schema() -> None:

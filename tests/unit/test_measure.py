@@ -11,7 +11,7 @@ from tidegate.core.types import Objectives
 from tidegate.picker.measure.book import GRACE_S, MOST_OPEN, Attainment
 from tidegate.picker.measure.exports import OTHER, Top
 from tidegate.picker.measure.record import MOST_TOKENS, End, Record, Source, read, unix_s
-from tidegate.render.measure import REQUEST_HEADER
+from tidegate.render.measure import REQUEST_HEADER, access_log
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,56 @@ def test_how_it_ended(flags: str, end: End) -> None:
     assert record is not None
     assert record.end is end
     assert record.ended_s == BEGAN + 2.0
+
+
+@pytest.mark.parametrize(
+    ("grpc", "status"),
+    [
+        (("", ""), 200),
+        (("0", ""), 200),
+        (("", "0"), 200),
+        (("", "14"), 503),
+        (("14", ""), 503),
+        (("0", "14"), 503),  # what comes last is what came of it
+        (("", "3"), 400),
+        (("", "x"), 200),
+        (("", "-1"), 200),
+    ],
+)
+def test_over_grpc_its_own_status_counts(grpc: tuple[str, str], status: int) -> None:
+    record = read(entry(grpc=grpc))
+    assert record is not None
+    assert record.status == status
+
+
+def test_envoy_logs_the_status_of_grpc() -> None:
+    config = access_log("measure")["typed_config"]
+    assert config["additional_response_headers_to_log"] == ["grpc-status"]
+    assert config["additional_response_trailers_to_log"] == ["grpc-status"]
+
+
+@pytest.mark.parametrize(
+    ("grpc", "status", "details", "missed"),
+    [
+        (("", "14"), 200, "via_upstream", 1),
+        (("14", ""), 200, "via_upstream", 1),
+        (("", ""), 500, "via_upstream", 1),
+        (("", ""), 404, "via_upstream", 0),  # the client's mistake
+        (("", "3"), 200, "via_upstream", 0),
+        # Envoy's own words: it is tried again, as another.
+        (("14", ""), 200, "upstream_reset_before_response_started{connection_termination}", 0),
+        (("", ""), 503, "upstream_reset_before_response_started{connection_termination}", 0),
+    ],
+)
+def test_an_engine_that_answers_with_its_own_error_has_missed(
+    grpc: tuple[str, str], status: int, details: str, missed: int
+) -> None:
+    stage = Stage()
+    line = entry(grpc=grpc, status=status, details=details)
+    line.request.request_headers[REQUEST_HEADER] = stage.handed()
+    stage.book.take(read(line), 12.0)
+    assert stage.value("tidegate_promises_total", outcome="missed") == missed
+    assert stage.value("tidegate_promises_total") == missed
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,13 @@ WRONG = {
         {"trustedHeaders": {"user": "x-api-key"}},
         "every header must have one meaning: x-api-key has two",
     ),
+    **{
+        f"a trusted header of our own, {field}": (
+            {"trustedHeaders": {"user": "x-auth-user", field: "x-tidegate-it"}},
+            f"trustedHeaders.{field} must not begin with x-tidegate-, which the gateway takes away: use",
+        )
+        for field in ("user", "groups", "tenant")
+    },
     "keys in Authorization": ({"apiKeys": {"header": "authorization"}}, "set bearerPrefix"),
     "keys nowhere": ({"apiKeys": {"enabled": True, "header": None}}, "must have header or bearerPrefix"),
     "an upper-case header": ({"trustedHeaders": {"user": "X-User"}}, "trustedHeaders.user must match"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from tritonclient.grpc import service_pb2 as triton
 
 from support.ext_proc import response_headers, response_trailers
-from support.picking import immediate_headers, play, request, service
+from support.picking import WORLD, immediate_headers, play, request, service
 from tidegate.core.flowtypes import Reason, Refused
 from tidegate.picker.errors import CATALOGUE, KSERVE, OPENAI, Code, GrpcStatus, RefusedError
 from tidegate.picker.kservegrpc import frame
@@ -203,6 +204,25 @@ def test_every_route_is_answered_with_what_became_of_it(route: str, shown: bool)
     assert ("x-tidegate-endpoint" in told) is shown
     waits = route not in ("/tokenize", "/detokenize", "/v2 metadata", "/v2 config")
     assert ("x-tidegate-queue-seconds" in told) is (waits and route not in ("ModelMetadata", "ModelConfig"))
+
+
+class GoneMeanwhile(dict[str, str]):
+    """gRPC ports that were there when the replica was chosen, and are not when it is its turn."""
+
+    def get(self, _key: object, _default: object = None) -> None:  # type: ignore[override]
+        """Nothing."""
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_replica_without_its_grpc_port_is_not_named_to_strangers(shown: bool) -> None:
+    _, model, build = ROUTES["ModelInfer"]
+    at = service(show_endpoint=shown)
+    at.desk.set_world(replace(WORLD, grpc_addresses=GoneMeanwhile(WORLD.grpc_addresses)))
+    reply = refused_by(at, build(model))
+    assert immediate_headers(reply)["x-tidegate-code"] == "not_ready"
+    text = reply.immediate_response.body.decode()
+    assert "does not speak gRPC; try again" in text
+    assert ("10.0.0.2" in text) is shown
 
 
 @pytest.mark.parametrize(

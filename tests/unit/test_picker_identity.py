@@ -1,6 +1,7 @@
 """Who calls: what is asked, what is remembered, and what happens when nobody answers."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -340,9 +341,29 @@ async def test_the_probe_runs_only_while_it_is_away(
 async def test_which_errors_mean_away(server: Server, identity: Identity, status: int, away: bool) -> None:
     server.error = ApiError(status, "Reason", "words")
     for n in range(FAILURES):
-        with pytest.raises(UnknowableError, match="could not say who calls"):
+        with pytest.raises(UnknowableError, match="does not answer who calls"):
             await identity.caller(f"Bearer new{n}")
     assert identity.away is away
+
+
+@pytest.mark.parametrize("status", [0, 403, 500])
+async def test_why_it_does_not_answer_is_for_the_log_alone(
+    server: Server, identity: Identity, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    text = "POST https://10.96.0.1:443/apis/x: serviceaccount tidegate-picker cannot create tokenreviews"
+    server.error = ApiError(status, "Forbidden", text)
+    for n in range(2):
+        with pytest.raises(UnknowableError) as error:
+            await identity.caller(f"Bearer new{n}")
+        assert str(error.value) == "the API server does not answer who calls; try again"
+    told = [r for r in caplog.records if text in r.getMessage()]
+    assert [r.levelname for r in told if r.levelno >= logging.WARNING] == ["WARNING"]  # once
+    server.error = None
+    await identity.caller("Bearer good")
+    server.error = ApiError(status, "Forbidden", text)
+    with pytest.raises(UnknowableError):
+        await identity.caller("Bearer other")
+    assert sum(text in r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING) == 2
 
 
 async def test_who_is_known_waits_only_so_long_for_news(
@@ -358,12 +379,13 @@ async def test_who_is_known_waits_only_so_long_for_news(
 
 
 async def test_no_answer_in_time_is_none(
-    server: Server, identity: Identity, monkeypatch: pytest.MonkeyPatch
+    server: Server, identity: Identity, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("tidegate.picker.identity.ASK_S", 0.01)
     server.gate.clear()
-    with pytest.raises(UnknowableError, match="no answer within"):
+    with pytest.raises(UnknowableError, match="does not answer who calls; try again"):
         await identity.caller("Bearer good")
+    assert "no answer within" in caplog.text
 
 
 # ── floods ──────────────────────────────────────────────────────────────────────────────────────

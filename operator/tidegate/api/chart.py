@@ -25,6 +25,15 @@ class Gateway(Spec):
         pattern=r"^\S+:[0-9]+$",
         description="HOST:PORT of the picker's ext_proc.",
     )
+    measure_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=9004,
+        description="The picker's --measure-port, on the same host; 0: answers are not measured.",
+    )
+    behind_trusted_proxy: bool = Field(
+        default=False,
+        description="Nobody but a proxy that takes identity.trustedHeaders away from clients reaches this "
+        "gateway (a NetworkPolicy). Without it the two are refused together.",
+    )
     api_key_secrets: tuple[ObjectName, ...] = Field(
         default=(),
         max_length=64,

@@ -18,6 +18,9 @@ PAYLOAD_HEADER: Final = "x-tidegate-jwt"
 CLIENT_HEADER: Final = "x-tidegate-client"
 """Whose API key the gateway has found."""
 
+_OURS: Final = "x-tidegate-"
+"""Begins the headers of the gateway's own: it takes them away from whoever sends them."""
+
 _HEADER: Final = r"^[a-z0-9]([-a-z0-9_]*[a-z0-9])?$"
 HeaderName = Annotated[str, Field(min_length=1, max_length=64, pattern=_HEADER)]
 Text = Annotated[str, Field(min_length=1, max_length=256)]
@@ -182,6 +185,16 @@ class TrustedHeaders(Spec):
     groups_prefix: Prefix = ""
 
     _prefixes = field_validator("user_prefix", "groups_prefix")(_not_system)
+
+    @field_validator("user", "groups", "tenant")
+    @classmethod
+    def _theirs(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith(_OURS):
+            raise ValueError(
+                f"must not begin with {_OURS}, which the gateway takes away: use another name, such as "
+                "x-auth-user"
+            )
+        return value
 
 
 class IdentitySources(Spec):

@@ -58,6 +58,11 @@ class GrpcStatus:
     UNAVAILABLE: Final = 14
     UNAUTHENTICATED: Final = 16
 
+    @classmethod
+    def http(cls, status: int) -> int:
+        """The HTTP status that an engine's status counts as: over gRPC it is 200 whatever came of it."""
+        return {cls.OK: 200, cls.UNAVAILABLE: 503}.get(status, 400)
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:

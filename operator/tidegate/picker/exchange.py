@@ -408,7 +408,7 @@ class Exchange:
             return
         for header in headers:
             if header.key == "grpc-status" and (status := whole(_value(header))) is not None:
-                self.status = {GrpcStatus.OK: 200, GrpcStatus.UNAVAILABLE: 503}.get(status, 400)
+                self.status = GrpcStatus.http(status)
 
     def _headers_reply(
         self, address: str, headers: Mapping[str, str], drop: tuple[str, ...]

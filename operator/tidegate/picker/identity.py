@@ -137,7 +137,8 @@ class Identity:
         # And they stand in lines of their own: who is known waits for none of them.
         self._known_tokens, self._known_rights = Line(clock, KNOWN), Line(clock, KNOWN)
         self._new_tokens, self._new_rights = Line(clock, limits.strangers), Line(clock, limits.rights)
-        self._failures, self._complained = 0, False
+        self._failures = 0
+        self._complaints: dict[Kind, int] = {}
         self._lost = asyncio.Event()
 
     @property
@@ -271,15 +272,22 @@ class Identity:
             # One that is refused for what it says is no sign that others will be.
             answered = isinstance(error, ApiError) and 400 <= error.status < 500 and error.status != 429
             self._heard(answered)
-            text = str(error) or f"no answer within {ASK_S:g} s"
-            if answered and not self._complained:
-                self._complained = True
-                log.warning("the API server refuses to be asked, which strangers get 503 for: %s", text)
-            raise UnknowableError(f"the API server could not say who calls: {text}") from error
+            self._complain(kind, error, answered)
+            # Whoever asks may be anybody: where the API server is and what it says is for the log.
+            raise UnknowableError("the API server does not answer who calls; try again") from error
         self._heard(answered=True)
-        self._complained = False
+        self._complaints.pop(kind, None)
         status: dict[str, Any] = answer.get("status") or {}
         return status
+
+    def _complain(self, kind: Kind, error: ApiError | TimeoutError, answered: bool) -> None:
+        """Log why there is no answer: as a warning once, until there is one or it is another reason."""
+        status = error.status if isinstance(error, ApiError) else -1
+        level = logging.DEBUG if self._complaints.get(kind) == status else logging.WARNING
+        self._complaints[kind] = status
+        does = "refuses to be asked" if answered else "gave no answer"
+        text = str(error) or f"no answer within {ASK_S:g} s"
+        log.log(level, "the API server %s, which strangers get 503 for: %s", does, text)
 
     def _heard(self, answered: bool) -> None:
         was, self._failures = self.away, 0 if answered else self._failures + 1

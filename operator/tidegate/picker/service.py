@@ -328,7 +328,8 @@ class Service:
         if exchange.way.grpc:
             to = self.desk.world.grpc_addresses.get(addresses[0])
             if to is None:  # gone meanwhile
-                raise RefusedError(Code.NOT_READY, f"{addresses[0]} does not speak gRPC", retry_after_s=1)
+                which = addresses[0] if self.settings.show_endpoint else "the replica that was chosen"
+                raise RefusedError(Code.NOT_READY, f"{which} does not speak gRPC; try again", retry_after_s=1)
             addresses = (to,)
         if self.settings.show_endpoint:
             exchange.told[ENDPOINT_HEADER] = addresses[0]

@@ -12,6 +12,7 @@ REQUEST_HEADER: Final = "x-tidegate-request"
 """Names a request between the picker and the access log. A client's own is removed."""
 ARRIVED_HEADER: Final = "x-tidegate-arrived"
 """When the client's request reached Envoy, in Unix seconds: the same for all its attempts."""
+GRPC_STATUS: Final = "grpc-status"
 NAMESPACE: Final = "tidegate"
 """Of the dynamic metadata in which the filter leaves what it saw."""
 KEY_FIRST: Final = "first"
@@ -159,6 +160,9 @@ def access_log(cluster: str) -> dict[str, Any]:
                 "buffer_size_bytes": _BATCH_BYTES,
             },
             "additional_request_headers_to_log": [REQUEST_HEADER],
+            # An answer without a body has it in its headers.
+            "additional_response_headers_to_log": [GRPC_STATUS],
+            "additional_response_trailers_to_log": [GRPC_STATUS],
         },
     }
 

@@ -153,7 +153,9 @@ class Book:
                 self._tell(ask.id, got.prompt_tokens, got.output_tokens)
             return
         # It never began to answer: if its engine went, its next attempt is another request here.
-        if record.end is End.LOST and one.last:
+        # An engine's own error goes to the client as it is.
+        failed = record.by_engine and record.status >= 500
+        if failed or (record.end is End.LOST and one.last):
             self.refused(ask, one.promised, now)
         elif record.end is End.LEFT:
             waited_s = (record.ended_s or record.started_s) - began_s

@@ -10,7 +10,9 @@ from typing import Any, Final
 
 from envoy.data.accesslog.v3 import accesslog_pb2
 
+from tidegate.picker.errors import GrpcStatus
 from tidegate.render.measure import (
+    GRPC_STATUS,
     KEY_END,
     KEY_FIRST,
     KEY_SEEN,
@@ -36,6 +38,8 @@ _LOST: Final = frozenset(
         "local_reset",
     }
 )
+_BY_ENGINE: Final = "via_upstream"
+"""Response code details of an answer that is the engine's own, and no word of Envoy or the picker."""
 _LEFT: Final = frozenset({"downstream_connection_termination", "downstream_remote_reset"})
 
 
@@ -61,7 +65,11 @@ class Source(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What passed. Times are Unix seconds; None is what was not seen."""
+    """What passed. Times are Unix seconds; None is what was not seen.
+
+    `status` is HTTP's, over gRPC what `GrpcStatus.http` makes of its own. `by_engine`: the engine
+    said it, and so it is not tried again.
+    """
 
     request: str
     status: int
@@ -72,6 +80,7 @@ class Record:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     source: Source = Source.ESTIMATE
+    by_engine: bool = False
 
 
 def read(entry: accesslog_pb2.HTTPAccessLogEntry) -> Record | None:
@@ -88,7 +97,7 @@ def read(entry: accesslog_pb2.HTTPAccessLogEntry) -> Record | None:
     prompt, output, source = _tokens(noted, entry.response.response_body_bytes, end)
     return Record(
         request=request,
-        status=entry.response.response_code.value,
+        status=_status(entry.response),
         end=end,
         started_s=started_s,
         first_s=_first(noted, started_s),
@@ -96,6 +105,7 @@ def read(entry: accesslog_pb2.HTTPAccessLogEntry) -> Record | None:
         prompt_tokens=prompt,
         output_tokens=output,
         source=source,
+        by_engine=entry.response.response_code_details == _BY_ENGINE,
     )
 
 
@@ -107,6 +117,14 @@ def unix_s(text: str) -> float | None:
     if fraction and not fraction.isdecimal():
         return None
     return float(text) or None
+
+
+def _status(response: accesslog_pb2.HTTPResponseProperties) -> int:
+    for headers in (response.response_trailers, response.response_headers):
+        status = _number(headers.get(GRPC_STATUS, ""), 1 << 31)
+        if status is not None:
+            return GrpcStatus.http(status)
+    return int(response.response_code.value)
 
 
 def _noted(common: accesslog_pb2.AccessLogCommon) -> dict[str, str]:
