@@ -49,7 +49,9 @@ class PacedEngine:
         if "stream" not in request.path and not body.get("stream"):
             await asyncio.sleep(x["first_s"])
             text = {"choices": [{"message": {"content": x["text"] * x["tokens"]}}], "usage": usage}
-            return web.json_response(text if x.get("usage", True) else {"text_output": "a"})
+            return web.json_response(
+                text if x.get("usage", True) else {"text_output": "a"}, status=x.get("status", 200)
+            )
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)  # like vLLM: headers first, and tokens when there are some
         if x.get("role"):
