@@ -248,6 +248,15 @@ async def test_an_engine_that_never_answers_has_missed_once(client: Client) -> N
     assert client.value("tidegate_promises_total", outcome="missed") == 1
 
 
+async def test_an_engine_s_own_error_has_missed_and_is_not_tried_again(client: Client) -> None:
+    seen = await client.ask({"model": "m", "prompt": "x", "x": {"status": 500, "first_s": 0.0, "tokens": 1}})
+    assert seen.status == 500
+    record = await client.measured()
+    assert (record.status, record.by_engine, record.end) == (500, True, End.WHOLE)
+    assert client.value("tidegate_promises_total") == 1
+    assert client.value("tidegate_promises_total", outcome="missed") == 1
+
+
 async def test_behind_another_gateway_it_is_estimates_that_say_so(
     engine: PacedEngine, tmp_path: Path
 ) -> None:

@@ -52,7 +52,9 @@ class PacedEngine:
             if "answer" in x:
                 return web.json_response(x["answer"])
             text = {"choices": [{"message": {"content": x["text"] * x["tokens"]}}], "usage": usage}
-            return web.json_response(text if x.get("usage", True) else {"text_output": "a"})
+            return web.json_response(
+                text if x.get("usage", True) else {"text_output": "a"}, status=x.get("status", 200)
+            )
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)  # like vLLM: headers first, and tokens when there are some
         if x.get("role"):
