@@ -436,8 +436,10 @@ async def test_clients_that_leave_free_their_place_at_once(make_model: MakeModel
     assert (await model.low.chat(model.name)).status_code == 200
 
 
-async def test_batch_is_taken_back_from_beside_a_person_and_answered_later(make_model: MakeModel) -> None:
-    model = await make_model(slots=4, high=PACED)
+async def test_batch_is_taken_back_from_beside_a_burst_of_people_and_answered_later(
+    make_model: MakeModel,
+) -> None:
+    model = await make_model(slots=16, high=PACED)
     engine = model.engines[0]
     engine.gate.clear()
     batch = [asyncio.create_task(model.low.chat(model.name)) for _ in range(2)]
@@ -447,12 +449,12 @@ async def test_batch_is_taken_back_from_beside_a_person_and_answered_later(make_
         return engine.running, engine.left
 
     await eventually(seen, until=lambda s: s == (3, 0))
-    person = asyncio.create_task(model.both.chat(model.name))
+    await asyncio.sleep(0.1)
+    people = [asyncio.create_task(model.both.chat(model.name)) for _ in range(8)]
     # What streams stays: it could not be begun again.
-    await eventually(seen, until=lambda s: s == (2, 2))
+    await eventually(seen, until=lambda s: s == (9, 2))
     engine.gate.set()
-    assert (await person).status_code == 200
-    assert [(await one).status_code for one in (*batch, stream)] == [200, 200, 200]
+    assert [(await one).status_code for one in (*people, *batch, stream)] == [200] * 11
     assert model.picker.metric("tidegate_recalls_total", model=model.name, qos_class=LOW) >= 2
     await model.settled()
 
