@@ -5,6 +5,7 @@ engine's prefix cache. So the router has its say after each: while somebody's pr
 rest waits.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -77,6 +78,11 @@ class Growing(Flow):
             return super().next_turn()
         models = {self._grown[request].whole.model for request in self._paused}
         return self._room.next_turn(models | {key[0] for key, line in self._lines.items() if line})
+
+    def waiting(self) -> Iterator[Ask]:
+        """See `Flow`; and those whose next prefix is to be sent."""
+        yield from super().waiting()
+        yield from (self._grown[request].whole for request in self._paused)
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────
 
