@@ -125,7 +125,14 @@ def engine(listen: int, admin: int) -> dict[str, Any]:
     """An Envoy that answers everything with two bytes."""
     config = gateway(listen, admin, None)
     answer = {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "ok"}}}
-    _manager(config)["route_config"]["virtual_hosts"][0]["routes"] = [answer]
+    manager = _manager(config)
+    manager["route_config"]["virtual_hosts"][0]["routes"] = [answer]
+    # It takes the whole request before it answers, as engines do: else a long one is cut off now and then.
+    buffer = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer",
+        "max_request_bytes": 16 << 20,
+    }
+    manager["http_filters"].insert(0, {"name": "envoy.filters.http.buffer", "typed_config": buffer})
     return config
 
 
