@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import bench_picker
-from bench_picker import BODY_BYTES, FRAMES, QUEUED, Stage, answers, body, engine
+from bench_picker import BODY_BYTES, FRAMES, QUEUED, Stage, answers, body, engine, post
 from httpload import Target, cpu_s, throughput
 from report import Row, record, row
 
@@ -66,11 +66,7 @@ async def serve_streams(port: int) -> None:
 
 async def stream(port: int, seconds: float) -> int:
     """STREAMS clients, one stream after the other; returns the events that came."""
-    data = body(BODY_BYTES)
-    request = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer bench\r\n"
-        f"Content-Length: {len(data)}\r\n\r\n"
-    ).encode() + data
+    request = post(BODY_BYTES)
     end, events = time.perf_counter() + seconds, 0
 
     async def one() -> None:
@@ -131,18 +127,13 @@ def whole(stage: Stage, runs: int, seconds: float, *, quick: bool) -> list[Row]:
     routes[0]["response_headers_to_add"] = [{"header": {"key": "content-type", "value": "application/json"}}]
     stage.envoy("engine", config)
     picker, found = gateways(stage, f"127.0.0.1:{back}")
-    data = body(BODY_BYTES)
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer bench\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-    ).encode()
     rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
     cpu: dict[tuple[str, str], list[float]] = {}
     for number in range(runs):
         for arm in ARMS if number % 2 else reversed(ARMS):
             port, envoy = found[arm]
             before = cpu_s(picker.pid), cpu_s(envoy)
-            rate = asyncio.run(throughput(Target(port, head + data), STREAMS, seconds))
+            rate = asyncio.run(throughput(Target(port, post(BODY_BYTES)), STREAMS, seconds))
             time.sleep(0.4)  # the log's last batch
             rates[arm].append(rate)
             done = rate * seconds

@@ -206,17 +206,25 @@ class Stage:
         self.pids[name], self.ports[name] = process.pid, port
 
     def target(self, name: str, size: int = BODY_BYTES) -> Target:
-        data = body(size)
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer bench\r\n"
-            f"Content-Type: application/json\r\n{DESTINATION_HEADER}: 127.0.0.1:{self.engine_port}\r\n"
-            f"Content-Length: {len(data)}\r\n\r\n"
-        )
-        return Target(self.ports[name], head.encode() + data)
+        return Target(self.ports[name], post(size, f"{DESTINATION_HEADER}: 127.0.0.1:{self.engine_port}"))
 
 
 def body(size: int) -> bytes:
     return json.dumps({"model": "m", "max_tokens": 16, "prompt": "x" * size}).encode()
+
+
+def post(size: int, *more: str) -> bytes:
+    """A whole request with a body of about this size; `more` are lines of its head."""
+    data = body(size)
+    head = [
+        "POST /v1/completions HTTP/1.1",
+        "Host: bench",
+        "Authorization: Bearer bench",
+        "Content-Type: application/json",
+        *more,
+        f"Content-Length: {len(data)}",
+    ]
+    return "\r\n".join(head).encode() + b"\r\n\r\n" + data
 
 
 def answers(url: str, process: subprocess.Popen[bytes], content: bytes | None = None) -> None:

@@ -5,13 +5,12 @@ what was computed of it is lost. What the engine has launched runs to its end al
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from tidegate.core.flow import Flow
-from tidegate.core.flowtypes import Ask, Dispatch, Ended, Endpoint, Model, ModelKey, Pack, Policy
-from tidegate.core.types import QoSClass
+from tidegate.core.flowtypes import Ask, Dispatch, Ended, Pack, Policy
 from tidegate.sim.router import Arm
 from tidegate.sim.types import EngineConfig
 
@@ -75,24 +74,12 @@ def recalled(front: Mapping[str, Sequence[Prompt]]) -> list[int]:
 class Aborting(Flow):
     """`Flow` that takes back what it has sent."""
 
-    def __init__(self, pack: Pack) -> None:
+    def __init__(self, pack: Pack, step_tokens: int) -> None:
         super().__init__(Policy(pack=pack))
-        self._chunks: dict[str, int] = {}
+        self._step_tokens = step_tokens
         # Patient prompts by endpoint: when each is computed, and what it takes.
         self._prompts: dict[str, dict[int, tuple[float, float, int]]] = {}
         self._aborted: Counter[int] = Counter()
-
-    def set_world(
-        self,
-        classes: Mapping[str, QoSClass],
-        models: Mapping[ModelKey, Model],
-        endpoints: Iterable[Endpoint],
-        now: float,
-    ) -> None:
-        """See `Flow`."""
-        endpoints = list(endpoints)
-        self._chunks = {e.address: e.chunk for e in endpoints}
-        super().set_world(classes, models, endpoints, now)
 
     def recall(self, now: float) -> list[tuple[Ask, str]]:
         """Whom to abort for the first of the urgent ones that wait, see `recalled`; else as `Flow` does."""
@@ -143,10 +130,13 @@ class Aborting(Flow):
             request: note for request, note in self._prompts[address].items() if note[0] > now
         }
         forecast = self._room.loads[address].forecast
-        chunk = self._chunks[address]
         return [
             Prompt(
-                request, done - now, takes_s, forecast.prefill_s(min(chunk, tokens)), self._aborted[request]
+                request,
+                done - now,
+                takes_s,
+                forecast.prefill_s(min(self._step_tokens, tokens)),
+                self._aborted[request],
             )
             for request, (done, takes_s, tokens) in mine.items()
         ]
@@ -160,7 +150,7 @@ def aborting(step_tokens: int = 2552, short_ms: int = 120) -> Arm:
         short_ms: The longest that a batch prompt on the front may take, milliseconds.
     """
     pack, engine = _settings(step_tokens, short_ms)
-    return Arm(f"aborting-{step_tokens}-{short_ms}", lambda: Aborting(pack), engine=engine)
+    return Arm(f"aborting-{step_tokens}-{short_ms}", lambda: Aborting(pack, step_tokens), engine=engine)
 
 
 def steps(step_tokens: int = 2552, short_ms: int = 120) -> Arm:
