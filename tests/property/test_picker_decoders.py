@@ -14,10 +14,11 @@ from support.ext_proc import request_body
 from support.picking import play, service
 from tidegate.core.types import QoSClass
 from tidegate.facts.endpoints import ServedModel
+from tidegate.http2.grpc import pack
 from tidegate.picker.errors import CATALOGUE, RefusedError
 from tidegate.picker.exchange import MESSAGE_BYTES, Exchange, pb, whole
 from tidegate.picker.handover import hand_over
-from tidegate.picker.kservegrpc import Frames, frame, read_message, rewriter
+from tidegate.picker.kservegrpc import Frames, read_message, rewriter
 from tidegate.picker.protocols import OPENAI_PATHS, Reads, Wants, engine_path, for_engine, read_body, route
 
 PATHS = st.one_of(
@@ -115,7 +116,7 @@ def test_messages(message: bytes, method: str) -> None:
 
 @FUZZ
 @given(
-    parts=st.lists(st.one_of(MESSAGES.map(frame), st.binary(max_size=30)), max_size=5),
+    parts=st.lists(st.one_of(MESSAGES.map(pack), st.binary(max_size=30)), max_size=5),
     cuts=st.lists(st.integers(0, 2000), max_size=8),
     most=st.integers(0, 400),
 )
@@ -128,7 +129,7 @@ def test_frames_hold_no_more_than_they_may(parts: list[bytes], cuts: list[int], 
             found += frames.feed(data[a:b])
             assert len(frames) <= most + 5
         frames.end()
-        assert b"".join(map(frame, found)) == data
+        assert b"".join(map(pack, found)) == data
 
 
 @FUZZ
@@ -156,7 +157,7 @@ def test_paths_are_renamed_in_their_place(path: str, name: str) -> None:
     path=PATHS,
     kind=TYPES,
     given_headers=HEADERS,
-    body=st.one_of(BODIES, MESSAGES.map(frame), st.lists(MESSAGES.map(frame), max_size=3).map(b"".join)),
+    body=st.one_of(BODIES, MESSAGES.map(pack), st.lists(MESSAGES.map(pack), max_size=3).map(b"".join)),
     cut=st.integers(0, 200),
     trailers=st.booleans(),
 )
@@ -187,7 +188,7 @@ def test_the_whole_way(
 @given(
     path=PATHS,
     kind=TYPES,
-    parts=st.lists(st.one_of(MESSAGES.map(frame), BODIES), max_size=8),
+    parts=st.lists(st.one_of(MESSAGES.map(pack), BODIES), max_size=8),
     most=st.integers(1, 500),
 )
 def test_an_exchange_holds_no_more_than_a_body_and_what_came_last(

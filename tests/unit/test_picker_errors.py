@@ -14,8 +14,8 @@ from tritonclient.grpc import service_pb2 as triton
 from support.ext_proc import response_headers, response_trailers
 from support.picking import WORLD, immediate_headers, play, request, service
 from tidegate.core.flowtypes import Reason, Refused
-from tidegate.picker.errors import CATALOGUE, KSERVE, OPENAI, Code, GrpcStatus, RefusedError
-from tidegate.picker.kservegrpc import frame
+from tidegate.http2.grpc import Status, pack
+from tidegate.picker.errors import CATALOGUE, KSERVE, OPENAI, Code, RefusedError
 from tidegate.picker.protocols import KSERVE_VERBS, OPENAI_PATHS
 from tidegate.picker.service import Service
 
@@ -34,7 +34,7 @@ def infer(model: str = "rank", **more: Any) -> list[pb.ProcessingRequest]:
 
 def grpc(model: str = "rank", body: bytes | None = None, path: str = INFER, **more: Any) -> list[Any]:
     message = triton.ModelInferRequest(model_name=model).SerializeToString()
-    body = frame(message) if body is None else body
+    body = pack(message) if body is None else body
     return request(path, body, content_type="application/grpc", **more)
 
 
@@ -83,7 +83,7 @@ CASES: list[tuple[str, list[pb.ProcessingRequest], int, str, str]] = [
     ("gRPC", grpc(path="/other.Service/Call"), 12, "unknown_url", "there is no POST /other.Service/Call"),
     ("gRPC", grpc(body=b""), 3, "invalid_body", "no message"),
     ("gRPC", grpc(body=b"\0\0\0\0\x09x"), 3, "invalid_body", "ends inside a gRPC message"),
-    ("gRPC", grpc(body=frame(b"\xff\xff")), 3, "invalid_body", "no inference.ModelInferRequest"),
+    ("gRPC", grpc(body=pack(b"\xff\xff")), 3, "invalid_body", "no inference.ModelInferRequest"),
     ("gRPC", grpc(body=b"\x01\0\0\0\x01x"), 12, "compressed", "compression_algorithm=None"),
     ("gRPC", grpc(body=b"\0\0\0\0\x00"), 3, "model_required", "model_name must name"),
     ("gRPC", grpc(body=b"\0" + b"\xff" * 4, path=STREAM), 8, "body_too_large", "64 bytes"),
@@ -144,7 +144,7 @@ def _rest(verb: str, method: str = "POST") -> Any:
 
 def _call(method: str, kind: Any, field: str) -> Any:
     def build(model: str, **more: Any) -> list[pb.ProcessingRequest]:
-        body = frame(kind(**{field: model}).SerializeToString())
+        body = pack(kind(**{field: model}).SerializeToString())
         return request(
             f"/inference.GRPCInferenceService/{method}", body, content_type="application/grpc", **more
         )
@@ -255,7 +255,7 @@ def test_a_full_queue_says_when_to_try_again_and_what_the_class_was() -> None:
 
     reply = asyncio.run(run())
     headers = immediate_headers(reply)
-    assert reply.immediate_response.grpc_status.status == GrpcStatus.RESOURCE_EXHAUSTED
+    assert reply.immediate_response.grpc_status.status == Status.RESOURCE_EXHAUSTED
     assert headers["x-tidegate-code"] == "QueueFull"
     assert int(headers["retry-after"]) >= 1
     assert int(headers["grpc-retry-pushback-ms"]) == 1000 * int(headers["retry-after"])

@@ -12,8 +12,9 @@ from tritonclient.grpc import service_pb2 as triton
 
 from support.ext_proc import response_headers, response_trailers, set_headers, streamed
 from support.picking import immediate_headers, play, request, service
+from tidegate.http2.grpc import pack
 from tidegate.picker.exchange import MESSAGE_BYTES, BrokenStreamError
-from tidegate.picker.kservegrpc import Frames, frame
+from tidegate.picker.kservegrpc import Frames
 from tidegate.picker.protocols import POOLED_PATHS
 from tidegate.picker.service import Service
 
@@ -119,7 +120,7 @@ def grpc(method: str, body: bytes | list[bytes], **more: str) -> list[pb.Process
 
 def test_a_grpc_call_goes_to_the_grpc_port_with_triton_s_name_and_priority() -> None:
     given = message("sort", id="7", parameters={"priority": {"string_param": "x"}, "a": {"int64_param": 3}})
-    headers, body = sent(grpc("ModelInfer", frame(given), x_tidegate_qos="low"), show_endpoint=True)
+    headers, body = sent(grpc("ModelInfer", pack(given), x_tidegate_qos="low"), show_endpoint=True)
     assert headers["x-gateway-destination-endpoint"] == "10.0.0.2:8001"
     [got] = messages(body)
     assert (got.model_name, got.id) == ("org/rank", "7")
@@ -130,7 +131,7 @@ def test_a_grpc_call_goes_to_the_grpc_port_with_triton_s_name_and_priority() -> 
 @pytest.mark.parametrize("method", ["ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"])
 def test_other_messages_name_the_model_too(method: str) -> None:
     kind = getattr(triton, f"{method}Request")
-    headers, body = sent(grpc(method, frame(kind(name="sort", version="2").SerializeToString())))
+    headers, body = sent(grpc(method, pack(kind(name="sort", version="2").SerializeToString())))
     [raw] = Frames(1 << 20).feed(body)
     assert kind.FromString(raw) == kind(name="org/rank", version="2")
     assert headers["x-gateway-destination-endpoint"] == "10.0.0.2:8001"
@@ -138,13 +139,13 @@ def test_other_messages_name_the_model_too(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["ServerLive", "ServerReady", "ServerMetadata"])
 def test_any_engine_answers_for_the_server(method: str) -> None:
-    headers, body = sent(grpc(method, frame(b""), token=""))
-    assert (headers["x-gateway-destination-endpoint"], body) == ("10.0.0.2:8001", frame(b""))
+    headers, body = sent(grpc(method, pack(b""), token=""))
+    assert (headers["x-gateway-destination-endpoint"], body) == ("10.0.0.2:8001", pack(b""))
 
 
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
 def test_where_bodies_are_buffered_messages_are_rewritten_too(method: str) -> None:
-    head, body = grpc(method, frame(message("sort", id="7")))
+    head, body = grpc(method, pack(message("sort", id="7")))
     head.protocol_config.request_body_mode = ProcessingMode.BUFFERED
     first, reply = asyncio.run(play(service(), [head, body]))
     assert first.WhichOneof("response") == "request_headers"
@@ -169,7 +170,7 @@ def opened(data: bytes) -> list[pb.ProcessingRequest]:
 
 
 def test_a_stream_is_sent_with_its_first_message_and_what_follows_goes_after_it() -> None:
-    second, third = frame(message("rank", id="2")), frame(message("rank", id="3"))
+    second, third = pack(message("rank", id="2")), pack(message("rank", id="3"))
     then = [
         body_message(second[:7]),
         response_headers(),
@@ -178,7 +179,7 @@ def test_a_stream_is_sent_with_its_first_message_and_what_follows_goes_after_it(
         body_message(b"", end=True),
         response_trailers(),
     ]
-    replies = asyncio.run(play(service(), opened(frame(message("rank", id="1"))), then=then))
+    replies = asyncio.run(play(service(), opened(pack(message("rank", id="1"))), then=then))
     chunks = streamed(replies)
     got = messages(b"".join(c.body for c in chunks))
     assert [(m.id, m.model_name, m.parameters["priority"].uint64_param) for m in got] == [
@@ -191,9 +192,9 @@ def test_a_stream_is_sent_with_its_first_message_and_what_follows_goes_after_it(
 @pytest.mark.parametrize(
     ("bad", "code"),
     [
-        (frame(message("chat")), "invalid_body"),
+        (pack(message("chat")), "invalid_body"),
         (b"\x01\0\0\0\0", "compressed"),
-        (frame(b"\xff"), "invalid_body"),
+        (pack(b"\xff"), "invalid_body"),
         (b"\0\xff\xff\xff\xff", "body_too_large"),
     ],
     ids=["another model", "compressed", "no message", "too large"],
@@ -202,7 +203,7 @@ def test_a_later_message_that_is_wrong_ends_the_stream_with_its_reason(bad: byte
     async def run(then: list[pb.ProcessingRequest]) -> list[pb.ProcessingResponse]:
         at = service(max_body=1000)
         try:
-            return await play(at, opened(frame(message())), then=then)
+            return await play(at, opened(pack(message())), then=then)
         finally:
             assert at.desk.flow.held("10.0.0.2:8000") == (0, 0)
             assert at.receiving == 0
@@ -219,7 +220,7 @@ TRAILERS = pb.ProcessingRequest(request_trailers=pb.HttpTrailers())
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
 def test_trailers_end_a_call(method: str) -> None:
     head, _ = grpc(method, b"")
-    data = frame(message(id="1"))
+    data = pack(message(id="1"))
     replies = asyncio.run(play(service(), [head, body_message(data), TRAILERS]))
     [got] = messages(b"".join(c.body for c in streamed(replies)))
     assert (got.id, got.model_name) == ("1", "org/rank")
@@ -229,7 +230,7 @@ def test_trailers_end_a_call(method: str) -> None:
 
 def test_a_call_of_two_messages_is_refused_when_the_second_is_seen() -> None:
     head, _ = grpc("ModelInfer", b"")
-    for parts in ([frame(b"x"), b"\0"], [frame(b"x"), frame(b"")], [frame(b"x") + frame(b"y") * 100_000]):
+    for parts in ([pack(b"x"), b"\0"], [pack(b"x"), pack(b"")], [pack(b"x") + pack(b"y") * 100_000]):
         [reply] = asyncio.run(play(service(), [head, *map(body_message, parts)]))
         assert immediate_headers(reply)["x-tidegate-code"] == "invalid_body"
         assert reply.immediate_response.grpc_status.status == 3
@@ -247,15 +248,15 @@ def test_of_a_call_no_message_is_cut_out_past_the_second(monkeypatch: pytest.Mon
             yield one
 
     monkeypatch.setattr(Frames, "feed", counted)
-    head, body = grpc("ModelInfer", frame(b"x") * 1000)
+    head, body = grpc("ModelInfer", pack(b"x") * 1000)
     head.protocol_config.request_body_mode = ProcessingMode.BUFFERED
     asyncio.run(play(service(), [head, body]))
     assert cut == 1
 
 
 def test_empty_messages_of_a_stream_are_bounded() -> None:
-    many = frame(b"") * 1000
-    [reply] = asyncio.run(play(service(max_body=500 * MESSAGE_BYTES), opened(frame(message()) + many)))
+    many = pack(b"") * 1000
+    [reply] = asyncio.run(play(service(max_body=500 * MESSAGE_BYTES), opened(pack(message()) + many)))
     assert immediate_headers(reply)["x-tidegate-code"] == "body_too_large"
 
 
@@ -269,9 +270,9 @@ async def queued_behind_another(at: Service, then: list[pb.ProcessingRequest]) -
     async def note(_: pb.ProcessingResponse) -> None:
         sent_on.set()
 
-    for one in opened(frame(message())):
+    for one in opened(pack(message())):
         first.put_nowait(one)
-    for one in [*opened(frame(message())), *then]:
+    for one in [*opened(pack(message())), *then]:
         second.put_nowait(one)
     ahead = asyncio.create_task(at.serve(first.get, note))
     await sent_on.wait()
@@ -285,7 +286,7 @@ async def queued_behind_another(at: Service, then: list[pb.ProcessingRequest]) -
 
 
 @pytest.mark.parametrize(
-    "more", [[frame(message(id="x" * 3000))], [frame(message())] * 40], ids=["one large", "many small"]
+    "more", [[pack(message(id="x" * 3000))], [pack(message())] * 40], ids=["one large", "many small"]
 )
 def test_a_stream_that_goes_on_in_the_queue_counts_as_what_is_received(more: list[bytes]) -> None:
     at = service(max_receiving=2500)
@@ -299,18 +300,18 @@ def test_a_stream_that_was_sent_on_counts_until_its_messages_are_whole() -> None
     async def run(*then: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
         at = service(max_receiving=1000)
         try:
-            return await play(at, opened(frame(message())), then=then)
+            return await play(at, opened(pack(message())), then=then)
         finally:
             assert at.receiving == 0
 
-    part = body_message(frame(message(id="x" * 3000))[:2000])
+    part = body_message(pack(message(id="x" * 3000))[:2000])
     assert immediate_headers(asyncio.run(run(part))[-1])["x-tidegate-code"] == "memory_full"
     with pytest.raises(BrokenStreamError):
         asyncio.run(run(response_headers(), part))
 
 
 def test_trailers_end_a_stream_that_goes_on() -> None:
-    replies = asyncio.run(play(service(), opened(frame(message())), then=[response_headers(), TRAILERS]))
+    replies = asyncio.run(play(service(), opened(pack(message())), then=[response_headers(), TRAILERS]))
     assert [r.WhichOneof("response") for r in replies] == [
         "request_headers",
         "request_body",

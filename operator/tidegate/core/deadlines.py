@@ -29,7 +29,7 @@ class Deadlines:
             return math.inf
         pace = self._paces.get((ask.model, ask.qos_class))
         return promises.send_by(
-            self._promised(ask),
+            self.promised(ask),
             self._room.policy.fit,
             ask.prompt_tokens,
             ask.output_tokens,
@@ -39,7 +39,7 @@ class Deadlines:
 
     def learn(self, ask: Ask, took_s: float) -> None:
         """A request was served, from when it was sent until its end."""
-        if self._room.policy.qos and self._promised(ask).completion_s is not None:
+        if self._room.policy.qos and self.promised(ask).completion_s is not None:
             expected_s = promises.work_s(self._room.policy.fit, ask.prompt_tokens, ask.output_tokens)
             self._paces.setdefault((ask.model, ask.qos_class), Mean(0.1)).add(took_s / expected_s)
 
@@ -47,7 +47,8 @@ class Deadlines:
         """The model is gone."""
         self._paces.pop(key, None)
 
-    def _promised(self, ask: Ask) -> Objectives:
+    def promised(self, ask: Ask) -> Objectives:
+        """What a request is promised: its model's own objectives, else its class's."""
         model, known = self._room.models.get(ask.model), self._room.classes.get(ask.qos_class)
         own = model.objectives.get(ask.qos_class) if model else None
         return own or (known.objectives if known else _NOTHING)

@@ -35,7 +35,7 @@ from tidegate.core.load import EngineReport
 from tidegate.core.pick import NoRoom
 from tidegate.core.refusals import Standing, refused
 from tidegate.core.room import Room, Running, Turn
-from tidegate.core.types import QoSClass, TenantFrom
+from tidegate.core.types import Objectives, QoSClass, TenantFrom
 
 __all__ = [
     "Ask",
@@ -251,7 +251,13 @@ class Flow:
 
         Ask before `dispatch`. Abort and `finish` them: they are admitted anew when they come again.
         """
+        if not self._room.bursting(now):
+            return []
         return [each for model in self._room.models for each in recall.recall(self._room, model, now)]
+
+    def promised(self, ask: Ask) -> Objectives:
+        """What a request is promised: its model's own objectives, else its class's."""
+        return self._deadlines.promised(ask)
 
     def next_expiry(self) -> float | None:
         """When `expire` has something to do next, if nothing else happens."""

@@ -96,6 +96,7 @@ class Room:
         self.ranks: dict[str, int] = {}
         self.loads: dict[str, Load] = {}
         self.running: dict[int, Running] = {}
+        self._burst_s = -math.inf
         self.relegated: set[int] = set()
         """Requests that nobody waits for any more, since they cannot be in time."""
         self._seen: dict[tuple[ModelKey, str], _Seen] = {}
@@ -162,7 +163,7 @@ class Room:
         if self.policy.pack.recall:
             rate, deviation = seen.burst.value(now), seen.burst.deviation(now)
             if rate - _BURST_SIGMAS * deviation > _BURST_FACTOR * seen.believed(now):
-                seen.burst_s = now
+                seen.burst_s = self._burst_s = now
             if now - seen.burst_s < _BURST_TAU_S:
                 seen.raised.raise_to(rate, now)
         seen.last = now
@@ -323,7 +324,13 @@ class Room:
 
     def in_burst(self, model: ModelKey, now: float) -> bool:
         """Whether more urgent requests come than lately, or did so a moment ago."""
+        if not self.bursting(now):
+            return False
         return any(now - seen.burst_s < _BURST_LASTS_S for seen in self._urgent_lately(model, now))
+
+    def bursting(self, now: float) -> bool:
+        """Whether that is so of any model: mostly it is of none, and this is cheap."""
+        return now - self._burst_s < _BURST_LASTS_S
 
     def too_slow(self, load: Load) -> float | None:
         """What a step there may take for those who were promised a pace, where it takes longer; else None."""

@@ -272,7 +272,7 @@ def _endpoint(pod: Raw, deployment: ModelDeployment, key: ModelKey) -> Endpoint 
     ready = condition(status.get("conditions"), "Ready")
     notes = meta.get("annotations") or {}
     return Endpoint(
-        address=_join(address, port),
+        address=joined(address, port),
         model=key,
         lane=(meta.get("labels") or {}).get(names.LABEL_CLASS, ""),
         slots=_count(notes, names.ANNOTATION_SLOTS, DEFAULT_SLOTS),
@@ -302,17 +302,18 @@ def _grpc_address(pod: Raw, deployment: ModelDeployment) -> str | None:
         return None
     external = deployment.spec.engine.endpoints
     port = (external.grpc_port if external else None) or _port(pod, names.GRPC_PORT_NAME)
-    return _join(pod["status"]["podIP"], port) if port is not None else None
+    return joined(pod["status"]["podIP"], port) if port is not None else None
 
 
 def _metrics_url(pod: Raw, address: str) -> str:
     """Where the engine's metrics are: the port named `metrics` where there is one (Triton)."""
     port = _port(pod, "metrics")
-    host = address if port is None else _join(pod["status"]["podIP"], port)
+    host = address if port is None else joined(pod["status"]["podIP"], port)
     return f"http://{host}/metrics"
 
 
-def _join(ip: str, port: int) -> str:
+def joined(ip: str, port: int) -> str:
+    """An address as URLs and gRPC have it; IPv6 in brackets."""
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 

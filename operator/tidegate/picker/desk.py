@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from tidegate.core.flow import Ask, Dispatch, Flow, Refused
 from tidegate.core.load import EngineReport
-from tidegate.core.types import Objectives
 from tidegate.facts.endpoints import World
 from tidegate.picker.measure.book import Attainment, Book
 from tidegate.picker.measure.exports import Tenants
@@ -56,12 +55,6 @@ class Desk:
         self._futures[ask.id] = future
         self.pump()
         return future
-
-    def promised(self, ask: Ask) -> Objectives:
-        """What a request is promised: its model's own objectives, else its class's."""
-        model, known = self.world.flow_models.get(ask.model), self.world.classes.get(ask.qos_class)
-        own = model.objectives.get(ask.qos_class) if model else None
-        return own or (known.objectives if known else Objectives())
 
     def end(self, number: int, *, whole: bool) -> None:
         """A request is over, however it ended; harmless when it never was, or was ended before."""

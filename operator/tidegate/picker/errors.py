@@ -11,6 +11,7 @@ from typing import Final
 import orjson
 
 from tidegate.core.flowtypes import Reason, Refused
+from tidegate.http2.grpc import Status
 
 OPENAI: Final = "OpenAI"
 KSERVE: Final = "KServeV2"
@@ -46,22 +47,10 @@ class Code(StrEnum):
     NOT_READY = "not_ready"
 
 
-class GrpcStatus:
-    """The statuses of gRPC that are used here."""
-
-    OK: Final = 0
-    INVALID_ARGUMENT: Final = 3
-    NOT_FOUND: Final = 5
-    PERMISSION_DENIED: Final = 7
-    RESOURCE_EXHAUSTED: Final = 8
-    UNIMPLEMENTED: Final = 12
-    UNAVAILABLE: Final = 14
-    UNAUTHENTICATED: Final = 16
-
-    @classmethod
-    def http(cls, status: int) -> int:
-        """The HTTP status that an engine's status counts as: over gRPC it is 200 whatever came of it."""
-        return {cls.OK: 200, cls.UNAVAILABLE: 503}.get(status, 400)
+def http_status(status: int) -> int:
+    """The HTTP status that an engine's gRPC status counts as: over gRPC it is 200 whatever came of it."""
+    known: dict[int, int] = {Status.OK: 200, Status.UNAVAILABLE: 503}
+    return known.get(status, 400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +62,9 @@ class Kind:
     type: str
 
 
-_BAD: Final = Kind(400, GrpcStatus.INVALID_ARGUMENT, "invalid_request_error")
-_BUSY: Final = Kind(429, GrpcStatus.RESOURCE_EXHAUSTED, "rate_limit_error")
-_AWAY: Final = Kind(503, GrpcStatus.UNAVAILABLE, "server_error")
+_BAD: Final = Kind(400, Status.INVALID_ARGUMENT, "invalid_request_error")
+_BUSY: Final = Kind(429, Status.RESOURCE_EXHAUSTED, "rate_limit_error")
+_AWAY: Final = Kind(503, Status.UNAVAILABLE, "server_error")
 
 CATALOGUE: Final[dict[str, Kind]] = {
     Code.INVALID_JSON: _BAD,
@@ -83,12 +72,12 @@ CATALOGUE: Final[dict[str, Kind]] = {
     Code.MODEL_REQUIRED: _BAD,
     Code.PROTOCOL_MISMATCH: _BAD,
     Code.AMBIGUOUS_CREDENTIALS: _BAD,
-    Code.INVALID_TOKEN: Kind(401, GrpcStatus.UNAUTHENTICATED, "authentication_error"),
-    Code.CLASS_NOT_ALLOWED: Kind(403, GrpcStatus.PERMISSION_DENIED, "permission_error"),
-    Code.MODEL_NOT_FOUND: Kind(404, GrpcStatus.NOT_FOUND, "invalid_request_error"),
-    Code.UNKNOWN_URL: Kind(404, GrpcStatus.UNIMPLEMENTED, "invalid_request_error"),
-    Code.BODY_TOO_LARGE: Kind(413, GrpcStatus.RESOURCE_EXHAUSTED, "invalid_request_error"),
-    Code.COMPRESSED: Kind(415, GrpcStatus.UNIMPLEMENTED, "invalid_request_error"),
+    Code.INVALID_TOKEN: Kind(401, Status.UNAUTHENTICATED, "authentication_error"),
+    Code.CLASS_NOT_ALLOWED: Kind(403, Status.PERMISSION_DENIED, "permission_error"),
+    Code.MODEL_NOT_FOUND: Kind(404, Status.NOT_FOUND, "invalid_request_error"),
+    Code.UNKNOWN_URL: Kind(404, Status.UNIMPLEMENTED, "invalid_request_error"),
+    Code.BODY_TOO_LARGE: Kind(413, Status.RESOURCE_EXHAUSTED, "invalid_request_error"),
+    Code.COMPRESSED: Kind(415, Status.UNIMPLEMENTED, "invalid_request_error"),
     Code.STARTING: _AWAY,
     Code.MEMORY_FULL: _AWAY,
     Code.TOO_MANY_UNKNOWN: _BUSY,

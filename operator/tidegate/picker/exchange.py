@@ -22,8 +22,9 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.struct_pb2 import Struct
 
 from tidegate.core import subset
-from tidegate.picker.errors import OPENAI, Code, GrpcStatus, RefusedError
-from tidegate.picker.kservegrpc import Frames, Rewrite, frame, too_large
+from tidegate.http2.grpc import pack
+from tidegate.picker.errors import OPENAI, Code, RefusedError, http_status
+from tidegate.picker.kservegrpc import Frames, Rewrite, too_large
 from tidegate.picker.protocols import Route, route
 from tidegate.render.envoy import DESTINATION_HEADER, LOCAL_DETAILS
 
@@ -204,7 +205,7 @@ class Exchange:
             raise ProtocolError(f"nothing to send in phase {self.phase.name}")
         data = self.body if body is None else body
         if self.way.grpc:
-            data = b"".join(frame(rewrite(message)) for message in self.messages)
+            data = b"".join(pack(rewrite(message)) for message in self.messages)
         self.phase, self._chunks, self.messages, self._rewrite = Phase.SENT, [], [], rewrite
         self._kept = 0
         self._named, to = addresses, ",".join(addresses)
@@ -365,7 +366,7 @@ class Exchange:
         """A gRPC stream that was sent on: each further message follows as soon as it is whole."""
         self.received += len(message.body)
         try:
-            data = b"".join(frame(self._rewrite(m)) for m in self._frames.feed(message.body))
+            data = b"".join(pack(self._rewrite(m)) for m in self._frames.feed(message.body))
             if message.end_of_stream:
                 self._frames.end()
         except RefusedError as no:
@@ -408,7 +409,7 @@ class Exchange:
             return
         for header in headers:
             if header.key == "grpc-status" and (status := whole(_value(header))) is not None:
-                self.status = GrpcStatus.http(status)
+                self.status = http_status(status)
 
     def _headers_reply(
         self, address: str, headers: Mapping[str, str], drop: tuple[str, ...]

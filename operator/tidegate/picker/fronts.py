@@ -17,6 +17,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as pb_grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tidegate.facts.endpoints import joined
 from tidegate.http2.grpc import CallError, Status
 from tidegate.http2.server import Handler, Server, ServerCall, tls_context
 from tidegate.picker.exchange import BrokenStreamError, ProtocolError
@@ -256,14 +257,7 @@ class GrpcioFront:
             (self._ext_proc, w.ext_proc_port, w.tls),
             (self._checks, w.health_port, None),
         ):
-            address = f"[{w.host}]:{port}" if ":" in w.host else f"{w.host}:{port}"
-            try:
-                if tls is None:
-                    server.add_insecure_port(address)
-                else:
-                    server.add_secure_port(address, _credentials(*tls))
-            except RuntimeError as error:
-                raise OSError(_taken(w.host, port, error)) from error
+            listen(server, w.host, port, tls)
         await self._checks.start()
         await self._ext_proc.start()
 
@@ -276,9 +270,21 @@ class GrpcioFront:
         await self._checks.stop(0)
 
 
+def listen(server: grpc.aio.Server, host: str, port: int, tls: tuple[Path, Path] | None = None) -> None:
+    """Have a grpcio server take a port. Raises OSError where it is taken."""
+    address = joined(host, port)
+    try:
+        if tls is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, _credentials(*tls))
+    except RuntimeError as error:
+        raise OSError(_taken(host, port, error)) from error
+
+
 def _credentials(certificate: Path, key: Path) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
 
 
 def _taken(host: str, port: int, error: Exception) -> str:
-    return f"cannot listen on {host}:{port}: is another picker running there? ({error})"
+    return f"cannot listen on {joined(host, port)}: is another picker running there? ({error})"

@@ -72,11 +72,6 @@ def too_large(most: int) -> RefusedError:
     return RefusedError(Code.BODY_TOO_LARGE, message)
 
 
-def frame(message: bytes) -> bytes:
-    """A message as it stands in a body."""
-    return b"\x00" + len(message).to_bytes(4, "big") + message
-
-
 def read_message(way: Route, message: bytes) -> Body:
     """What a message says of the model it wants and of its size.
 

@@ -22,7 +22,7 @@ from tidegate.picker.decisionlog import MAX_BYTES, DecisionLog, RecordedFlow, St
 from tidegate.picker.desk import Desk
 from tidegate.picker.engines import Engines
 from tidegate.picker.exchange import DEFAULT_MAX_BODY
-from tidegate.picker.fronts import HEALTH_SERVICES, Health, Listen, ServerName, front
+from tidegate.picker.fronts import HEALTH_SERVICES, Health, Listen, ServerName, front, listen
 from tidegate.picker.identity import Identity, Limits, strangers
 from tidegate.picker.measure import server as measure
 from tidegate.picker.service import Service, Settings
@@ -112,7 +112,7 @@ class Picker:
         als_pb2_grpc.add_AccessLogServiceServicer_to_server(
             measure.AccessLogs(self.desk.book, self.desk.clock), logs
         )
-        _listen(logs, o.host, o.measure_port)
+        listen(logs, o.host, o.measure_port)
         self._set_health()
         self._health.set("liveness", True)
         await server.start()
@@ -198,14 +198,6 @@ class Picker:
         ]
         state["promises"] = self.desk.book.describe(self.desk.clock())
         return web.Response(body=orjson.dumps(state), content_type="application/json")
-
-
-def _listen(server: grpc.aio.Server, host: str, port: int) -> None:
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise OSError(f"cannot listen on {address}: is another picker running there? ({error})") from error
 
 
 async def run(options: Options) -> None:

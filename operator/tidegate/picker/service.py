@@ -259,7 +259,7 @@ class Service:
             return False
         exchange.told[QUEUE_HEADER] = f"{max(0.0, self.desk.clock() - since):.3f}"
         if isinstance(verdict, Refused):
-            self.desk.book.refused(ask, self.desk.promised(ask), self.desk.clock())
+            self.desk.book.refused(ask, self.desk.flow.promised(ask), self.desk.clock())
             raise RefusedError.of(verdict)
         request.dispatched = True
         if ask.recallable:
@@ -424,7 +424,7 @@ class Service:
         desk, headers = self.desk, request.exchange.headers
         return desk.book.handed(
             to.ask,
-            desk.promised(to.ask),
+            desk.flow.promised(to.ask),
             desk.clock(),
             arrived_s=unix_s(headers.get(ARRIVED_HEADER, "")),
             last=headers.get(ATTEMPT_HEADER) == str(ATTEMPTS + 1),

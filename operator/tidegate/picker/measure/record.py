@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from envoy.data.accesslog.v3 import accesslog_pb2
 
-from tidegate.picker.errors import GrpcStatus
+from tidegate.picker.errors import http_status
 from tidegate.render.measure import (
     GRPC_STATUS,
     KEY_END,
@@ -67,7 +67,7 @@ class Source(Enum):
 class Record:
     """What passed. Times are Unix seconds; None is what was not seen.
 
-    `status` is HTTP's, over gRPC what `GrpcStatus.http` makes of its own. `by_engine`: the engine
+    `status` is HTTP's, over gRPC what `http_status` makes of its own. `by_engine`: the engine
     said it, and so it is not tried again.
     """
 
@@ -123,7 +123,7 @@ def _status(response: accesslog_pb2.HTTPResponseProperties) -> int:
     for headers in (response.response_trailers, response.response_headers):
         status = _number(headers.get(GRPC_STATUS, ""), 1 << 31)
         if status is not None:
-            return GrpcStatus.http(status)
+            return http_status(status)
     return int(response.response_code.value)
 
 
