@@ -15,12 +15,10 @@ from typing import Final
 from tidegate.core.flow import Flow
 from tidegate.core.flowtypes import Policy
 from tidegate.core.steptime import LLAMA3_8B_A100, Branch, StepFit
-from tidegate.sim.bound import NOTHING, bound, means
 from tidegate.sim.fleet import Fleet
 from tidegate.sim.fleet_arms.packing import Alone, Packing, first_lanes
-from tidegate.sim.headline import ALONE, BATCH_ALONE, CONFIG, Point, Raw, summarise
+from tidegate.sim.headline import ALONE, BATCH_ALONE, Point, Raw, harvest, summarise
 from tidegate.sim.router import Arm
-from tidegate.sim.workload import chat_lengths, summary_lengths
 
 OURS: Final = "ours"
 LATE_S: Final = 5.0
@@ -104,9 +102,6 @@ def _arm(wrong: Wrong, fit: StepFit) -> Arm:
 def compare(wrong: Wrong, found: dict[Wrong, Raw]) -> Figures:
     """A run beside its references."""
     alone, batch = (found[reference] for reference in wrong.references)
-    fit, summaries = scaled(LLAMA3_8B_A100, wrong.scale), means(summary_lengths())
-    reached = batch.batch_per_s / bound(summaries, fit, CONFIG).requests_per_s
-    chat = means(chat_lengths()) if wrong.load else NOTHING
-    most = bound(summaries, fit, CONFIG, chat, wrong.load).requests_per_s
-    raw = found[wrong]
-    return Figures(raw.ttft_p99_s / alone.ttft_p99_s, raw.attainment, raw.batch_per_s / (most * reached))
+    raw, fit = found[wrong], scaled(LLAMA3_8B_A100, wrong.scale)
+    ratio = raw.ttft_p99_s / alone.ttft_p99_s
+    return Figures(ratio, raw.attainment, harvest(raw, batch, wrong.load, fit))

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Final
 
 from tidegate.core.flowtypes import ModelKey
-from tidegate.core.steptime import LLAMA3_8B_A100
+from tidegate.core.steptime import LLAMA3_8B_A100, StepFit
 from tidegate.core.types import Objectives, QoSClass, Reclaim
 from tidegate.sim.bound import NOTHING, bound, means
 from tidegate.sim.fleet import Fleet, Replica, Run, Setting
@@ -157,10 +157,16 @@ def mean_computed(lengths: Sequence[Length]) -> float:
 
 
 @cache
-def bound_per_s(load: float) -> float:
-    """Bound B: batch requests/s a replica beside this interactive load."""
+def bound_per_s(load: float, fit: StepFit = LLAMA3_8B_A100) -> float:
+    """Bound B: batch requests/s a replica beside this interactive load, on engines of this fit."""
     chat = means(chat_lengths()) if load else NOTHING
-    return bound(means(summary_lengths()), LLAMA3_8B_A100, CONFIG, chat, load).requests_per_s
+    return bound(means(summary_lengths()), fit, CONFIG, chat, load).requests_per_s
+
+
+def harvest(raw: Raw, alone: Raw, load: float, fit: StepFit = LLAMA3_8B_A100) -> float:
+    """H: what a run harvests, by the part of bound B that batch alone reaches."""
+    reachable = bound_per_s(load, fit) * alone.batch_per_s / bound_per_s(0.0, fit)
+    return raw.batch_per_s / reachable
 
 
 def summarise(run: Run) -> Raw:
@@ -207,8 +213,7 @@ def compare(point: Point, found: dict[Point, Raw]) -> Figures:
         KeyError: it or one of its references was not run.
     """
     raw = found[point]
-    batch_alone = found[point.references[-1]].batch_per_s
-    most = bound_per_s(point.load)
+    batch_alone = found[point.references[-1]]
     ratio = raw.ttft_p99_s / found[point.references[0]].ttft_p99_s if point.load else math.nan
-    reachable = most * batch_alone / bound_per_s(0.0)
-    return Figures(point, raw, ratio, raw.batch_per_s / most, raw.batch_per_s / reachable)
+    h_lp = raw.batch_per_s / bound_per_s(point.load)
+    return Figures(point, raw, ratio, h_lp, harvest(raw, batch_alone, point.load))

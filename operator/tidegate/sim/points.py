@@ -45,7 +45,7 @@ def run_points(
     Raises:
         ValueError: there is no such arm, or its numbers do not suit the fleet.
     """
-    wanted = list(dict.fromkeys(p for point in points for p in (*point.references, point)))
+    wanted = with_references(points)
     for point in wanted:
         arm(point.arm)  # a wrong name shows before anything has run
     known = stored(path)
@@ -60,11 +60,15 @@ def run_points(
     return found
 
 
+def with_references(points: Iterable[Point]) -> list[Point]:
+    """The points, each after what it is held against, and none twice."""
+    return list(dict.fromkeys(p for point in points for p in (*point.references, point)))
+
+
 def pending(points: Iterable[Point], path: Path) -> list[Point]:
     """Those of the points and their references that are not in the file."""
     known = stored(path)
-    wanted = dict.fromkeys(p for point in points for p in (*point.references, point))
-    return [p for p in wanted if _key(p) not in known]
+    return [p for p in with_references(points) if _key(p) not in known]
 
 
 def _run(todo: list[Point], workers: int) -> Iterator[tuple[Point, Raw]]:
